@@ -1,0 +1,393 @@
+"""What a Peer hears (Event) and what it asks for (Effect).
+
+Promises, kept by `Peer` and relied on by its drivers:
+
+1. Effects are ordered, and a driver carries them out in that order.
+2. A `Commit` precedes every `Send` that reveals what it holds.  A driver that crashes between two effects
+   loses the later ones and nothing else.
+3. Handling is total: any event, in any state, gives a list of effects and never raises.
+4. The same seed and the same events at the same times give the same bytes.
+
+Arrays inside events and effects are handles: whoever receives one does not write to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.ids import PeerId, RunId
+
+__all__ = [
+    "Vector",
+    "Metrics",
+    "Kind",
+    "Header",
+    "Hello",
+    "Ack",
+    "Statement",
+    "Notice",
+    "Roster",
+    "Body",
+    "Message",
+    "Snapshot",
+    "Fact",
+    "Started",
+    "Trained",
+    "Evaluated",
+    "Offered",
+    "Received",
+    "Faulted",
+    "Connected",
+    "Disconnected",
+    "Commanded",
+    "Event",
+    "Train",
+    "Evaluate",
+    "Commit",
+    "Note",
+    "Send",
+    "Fetch",
+    "Refuse",
+    "Dial",
+    "HangUp",
+    "Penalise",
+    "Finish",
+    "Effect",
+]
+
+Vector: TypeAlias = NDArray[np.float32]
+Metrics: TypeAlias = Mapping[str, float]
+
+
+class Kind(IntEnum):
+    """What a message is.  The numbers are on the wire: never reuse one."""
+
+    HELLO = 1
+    SHARE = 2
+    STATE = 3
+    STATEMENT = 4
+    ACK = 5
+    NOTICE = 6
+    ROSTER = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The one header of every message; docs/protocol.md gives the integer keys and limits.
+
+    `size` and `digest` (SHA-256) are of the body as sent, `raw_size` of the body decoded.  They are zero and
+    empty until `net.messages.seal` fills them for structured bodies; the peer fills them for vectors.
+    """
+
+    version: int = 1
+    run: RunId
+    epoch: int = 0
+    sender: PeerId
+    recipient: PeerId
+    incarnation: int
+    boot_session: int
+    kind: Kind
+    round: int
+    edge_seq: int = 0
+    schema_hash: bytes = b""
+    codec: str = "none"
+    size: int = 0
+    raw_size: int = 0
+    digest: bytes = b""
+    weights: tuple[float, ...] = ()
+    issued_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First on every connection: where I stand in the run, and where I believe our two edges stand.
+
+    `their_incarnation` is the recipient's as last known here (0: never met).  `absorbed` is the watermark of
+    its shares here and `refused` the verdicts just below it; `sent` and `acked` are of my shares to it, and
+    `base` is where their numbers began for this incarnation of the recipient.  `counted`: the recipient, as
+    that incarnation, was among the members that I began the run with.
+    """
+
+    agreement: str
+    begun: bool
+    phase: str
+    initial_digest: bytes
+    their_incarnation: int
+    absorbed: int
+    refused: tuple[int, ...] = ()
+    sent: int
+    acked: int
+    base: int = 0
+    accepts: bool = True
+    roster_digest: bytes = b""
+    counted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """Every share up to `absorbed` of the recipient's `their_incarnation` is settled; `refused` maps the
+    sequence numbers among them that were not accepted to the reason.
+    """
+
+    their_incarnation: int
+    absorbed: int
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One link of a peer's signed chain, the same `content` to every neighbour.
+
+    `salt` opens this recipient's own edge commitment (empty: nothing was sent on this edge).
+    """
+
+    content: bytes
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A reason in one word and a sentence: `accepted`, `not-accepted`, `left`, `finished`, `run-mismatch`."""
+
+    code: str
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """Signed certificates, revocations and address records, each in its own signed encoding (trust/)."""
+
+    certificates: tuple[bytes, ...] = ()
+    revocations: tuple[bytes, ...] = ()
+    addresses: tuple[bytes, ...] = ()
+
+
+# SHARE and STATE carry raw little-endian bytes: the float64 statistics, then the float32 parameters.
+Body: TypeAlias = Hello | Ack | Statement | Notice | Roster | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A header and its body."""
+
+    header: Header
+    body: Body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything a restart needs: large arrays by name, and the rest as one MessagePack document."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    ledger: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Something worth a log line or a table row: a lowercase phrase, and its data."""
+
+    event: str
+    level: str = "info"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- what a Peer hears -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The driver is ready; `snapshot` is what the last Commit held, None on an empty disk.
+
+    `parameters` is the model the learner was built with, and `statistics` the site's own sums for a
+    standardisation across sites (empty when the agreement asks for none).
+    """
+
+    snapshot: Snapshot | None
+    parameters: Vector
+    samples: int
+    schema_hash: bytes
+    statistics: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The fit of `round` ended with `parameters`, or with `fault` and none.
+
+    `learner_state` is what the learner wants back after a restart.
+    """
+
+    round: int
+    parameters: Vector | None
+    metrics: Metrics = field(default_factory=dict)
+    learner_state: bytes = b""
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The evaluation asked for in `round` gave `metrics` (empty when it failed)."""
+
+    round: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """A verified header whose body waits at the sender."""
+
+    peer: PeerId
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A verified message from `peer`, whole."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faulted:
+    """`peer` sent something that could not be understood, or a fetch from it failed (then with `header`)."""
+
+    peer: PeerId
+    reason: str
+    header: Header | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """A connection to a member is open; nothing but our HELLO may go out until its HELLO is in."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnected:
+    """The connection is gone, and with it whatever was under way on it."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commanded:
+    """The site's own people ask: `leave`, `ban`, `admit`, `set`, `pause`, `resume`."""
+
+    verb: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event: TypeAlias = (
+    Started | Trained | Evaluated | Offered | Received | Faulted | Connected | Disconnected | Commanded
+)
+
+
+# --- what a Peer asks for ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Fit from `parameters`; answer `Trained` by `deadline`, with partial work or a fault if need be.
+
+    `statistics` are the federation's sums when the agreement standardises across sites.
+    `learner_state` is set on the first fit after a restart.  `progress` is the share of rounds done, 0..1.
+    """
+
+    round: int
+    parameters: Vector
+    seed: tuple[int, ...]
+    progress: float
+    deadline: float
+    statistics: NDArray[np.float64] | None = None
+    learner_state: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """Measure `parameters` on the site's own test rows; answer `Evaluated`."""
+
+    round: int
+    parameters: Vector
+    statistics: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Make `snapshot` durable, then go on.  `facts` are the round's row and log lines."""
+
+    snapshot: Snapshot
+    facts: tuple[Fact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Facts that need no commit: log them."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Deliver to a connected peer; large bodies are offered by their header first."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Bring the body of an offered header; answer `Received` or `Faulted`."""
+
+    peer: PeerId
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Do not bring the body of an offered header."""
+
+    peer: PeerId
+    header: Header
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dial:
+    """Reach a member that is not connected, at any of `addresses`."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HangUp:
+    """Close the connection to `peer`; `ban` keeps it from coming back."""
+
+    peer: PeerId
+    reason: str
+    ban: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalise:
+    """`peer` broke the protocol: record it."""
+
+    peer: PeerId
+    fault: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The run is over for this peer: `done`, `left` or `revoked`."""
+
+    reason: str
+
+
+Effect: TypeAlias = (
+    Train | Evaluate | Commit | Note | Send | Fetch | Refuse | Dial | HangUp | Penalise | Finish
+)
