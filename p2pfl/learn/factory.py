@@ -1,0 +1,185 @@
+"""From the agreement's `[learner]` table to a learner at one site."""
+
+import hashlib
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.errors import ConfigError, LearnerError, P2PFLError
+from p2pfl.learn.data import Dataset, load
+from p2pfl.learn.flat import Schema
+from p2pfl.learn.learner import Learner, LearnerFactory, Site
+from p2pfl.learn.numpy_learner import NumpyLearner
+from p2pfl.learn.options import LearnerOptions
+from p2pfl.learn.seeding import seeded
+
+__all__ = ["resolve", "build", "samples_of", "schema_hash_of", "statistics_of", "tensors_of"]
+
+
+def resolve(options: LearnerOptions) -> LearnerFactory:
+    """The factory the table asks for: the user's `module`, or a built-in `model` on `data`.
+
+    `module` is "package.module:attribute"; the current folder is searched first, as `python -m` does.
+    Raises ConfigError that says what is missing and what there is.
+    """
+    if options.module and options.model is not None:
+        raise ConfigError(
+            "[learner] has both module and model; keep module for own code, model for a built-in one"
+        )
+    if options.module:
+        return _imported(options.module)
+    if options.model is None:
+        raise ConfigError('[learner] has neither module = "mine:learner" nor model = {kind = "logistic"}')
+
+    def factory(site: Site) -> Learner:
+        return _built_in(options, site)
+
+    return factory
+
+
+def build(factory: LearnerFactory, site: Site) -> Learner:
+    """The learner of one site, made under the run's seed and checked.
+
+    Python's, numpy's and torch's global generators are seeded with `site.seed` while the factory runs, so
+    that all sites start from one model, and put back.  `local_steps` (where the learner left it open),
+    `should_stop` and `progress` are set from the site on learners that have them.
+    Raises LearnerError when the factory fails or gives no learner; ConfigErrors of the factory pass.
+    """
+    had_torch = "torch" in sys.modules
+    learner = _call(factory, site)
+    if not had_torch and "torch" in sys.modules:
+        # The factory itself imported torch, which therefore was not seeded: once more, now that it is there.
+        learner = _call(factory, site)
+    if not isinstance(learner, Learner):
+        raise LearnerError(
+            f"the learner factory gave a {type(learner).__name__}; a learner has parameters(),"
+            " fit(parameters, rng) and evaluate(parameters)"
+        )
+    options = site.options if isinstance(site.options, LearnerOptions) else None
+    steps = site.local_steps or (options.local_steps if options else None)
+    if getattr(learner, "local_steps", 0) is None:
+        learner.local_steps = steps  # type: ignore[attr-defined]
+    for name in ("should_stop", "progress"):
+        if hasattr(learner, name):
+            setattr(learner, name, getattr(site, name))
+    parameters = learner.parameters()
+    if not isinstance(parameters, np.ndarray) or parameters.ndim != 1 or parameters.dtype != np.float32:
+        found = (
+            f"{getattr(parameters, 'dtype', type(parameters).__name__)} {getattr(parameters, 'shape', '')}"
+        )
+        raise LearnerError(f"parameters() gave {found}, expected one float32 vector (d,)")
+    if not len(parameters) or not np.isfinite(parameters).all():
+        raise LearnerError("parameters() of a fresh learner is empty or not finite; check its initialisation")
+    if options and options.standardise == "federation" and not len(statistics_of(learner)):
+        raise ConfigError(
+            'standardise = "federation" and this learner gives no statistics(); use a built-in model, or'
+            " standardise in your own code"
+        )
+    return learner
+
+
+def samples_of(learner: Learner) -> int:
+    """The site's number of training rows; 1 for a learner that does not say."""
+    method = getattr(learner, "samples", None)
+    count = 1 if method is None else method()
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise LearnerError(f"samples() gave {count!r}, expected a positive number of rows")
+    return int(count)
+
+
+def schema_hash_of(learner: Learner) -> bytes:
+    """32 bytes compared at the handshake; they stand for the dimension alone where there is no schema."""
+    method = getattr(learner, "schema_hash", None)
+    if method is None:
+        return hashlib.sha256(b"p2pfl-dimension/1\n%d" % len(learner.parameters())).digest()
+    digest = method()
+    if not isinstance(digest, bytes) or len(digest) != 32:
+        raise LearnerError("schema_hash() must give 32 bytes")
+    return digest
+
+
+def tensors_of(learner: Learner) -> Schema | None:
+    """What the vector holds, tensor by tensor; None for a learner that does not say."""
+    method = getattr(learner, "schema", None)
+    schema = method() if callable(method) else None
+    return schema if isinstance(schema, Schema) else None
+
+
+def statistics_of(learner: Learner) -> NDArray[np.float64]:
+    """The site's sums to pool before round 0, (3k,) float64; empty for a learner that has none."""
+    method = getattr(learner, "statistics", None)
+    sums = np.zeros(0) if method is None else np.asarray(method(), np.float64)
+    if sums.ndim != 1 or not np.isfinite(sums).all():
+        raise LearnerError(f"statistics() gave shape {sums.shape}, expected finite sums in one vector")
+    return sums
+
+
+def _call(factory: LearnerFactory, site: Site) -> Learner:
+    try:
+        with seeded(site.seed):
+            return factory(site)
+    except P2PFLError:
+        raise
+    except Exception as error:
+        # Any exception at all: it is the user's code, and the daemon reports it and goes on.
+        raise LearnerError(f"the learner factory raised {type(error).__name__}: {error}") from error
+
+
+def _imported(path: str) -> LearnerFactory:
+    name, separator, attribute = path.partition(":")
+    if not separator or not name or not attribute:
+        raise ConfigError(f'learner module {path!r} is not "module:attribute", such as "mine:learner"')
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise ConfigError(
+                f"no module {name!r}; start in the folder that holds {name.split('.')[0]}.py, or install it"
+            ) from error
+        raise ConfigError(f"module {name!r} imports {error.name!r}, which is not installed") from error
+    except Exception as error:
+        # Importing runs the user's code, which may raise anything.
+        raise ConfigError(f"importing {name!r} raised {type(error).__name__}: {error}") from error
+    try:
+        found = module
+        for step in attribute.split("."):
+            found = getattr(found, step)
+    except AttributeError as error:
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"module {name!r} has no {attribute!r}; it has {', '.join(names) or 'none'}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"{path!r} is a {type(found).__name__}; expected a function from a Site to a learner"
+        )
+    return found
+
+
+def _built_in(options: LearnerOptions, site: Site) -> Learner:
+    assert options.model is not None
+    if site.dataset is not None and not isinstance(site.dataset, Dataset):
+        raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
+    dataset = site.dataset or load(site.data or options.data.source, options.data, site.seed)
+    if options.model.kind == "cnn":
+        # Imported here, so that sites with numpy models never load torch.
+        from p2pfl.learn.torch_models import cnn_learner as make
+    else:
+        make = NumpyLearner  # type: ignore[assignment]
+    return make(
+        dataset,
+        model=options.model,
+        optimizer=options.optimizer,
+        local_steps=site.local_steps or options.local_steps,
+        batch_size=options.batch_size,
+        share=options.share,
+        standardise=options.standardise,
+        seed=site.seed,
+    )

@@ -1,0 +1,208 @@
+"""Built-in logistic regression and multilayer perceptron, in numpy alone.
+
+Sites without torch can take part, and a small model trains faster here than through a framework's dispatch.
+`d` is the number of shared parameters.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from p2pfl.errors import ConfigError, LearnerError
+from p2pfl.events import Metrics, Vector
+from p2pfl.learn import metrics
+from p2pfl.learn.batches import batches
+from p2pfl.learn.data import Dataset, rows_meaning
+from p2pfl.learn.flat import Schema, schema_of_specs
+from p2pfl.learn.learner import Update
+from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
+from p2pfl.learn.perceptron import Perceptron, initial, logits, mean_loss, probabilities
+from p2pfl.learn.schedule import rate_factor
+from p2pfl.learn.standardise import Rows
+
+__all__ = ["NumpyLearner"]
+
+# Purpose number of the draw of first parameters: keeps it apart from every other draw of the run's seed.
+_INITIAL = 1
+
+
+class NumpyLearner:
+    """Logistic regression or an MLP on a Dataset, trained by SGD with momentum.
+
+    With two classes `logistic` has one logit and d = k + 1 for k features; otherwise d = C (k + 1).
+    Two fits from the same parameters, state and rng give the same bits.  `evaluate` leaves the model at the
+    parameters it was given, and `predict` uses the model as it stands.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        model: ModelOptions | None = None,
+        optimizer: OptimizerOptions | None = None,
+        local_steps: int | None = None,
+        batch_size: int = 32,
+        share: tuple[str, ...] = ("*",),
+        standardise: Standardise = "none",
+        seed: int = 0,
+    ) -> None:
+        """local_steps: None is the site's, or one epoch.   seed: the run's, so that all sites start equal."""
+        model = model or ModelOptions()
+        if model.kind == "cnn":
+            raise ConfigError('model kind "cnn" needs torch; use p2pfl.learn.torch_models.cnn_learner')
+        self.local_steps = local_steps
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.progress: Callable[[], float] = lambda: 0.0
+        self._dataset = dataset
+        self._optimizer = optimizer or OptimizerOptions()
+        self._rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
+        hidden = model.hidden if model.kind == "mlp" else ()
+        outputs = 1 if dataset.n_classes == 2 and not hidden else dataset.n_classes
+        self._batch_size = max(1, min(batch_size, len(dataset.x_train)))
+        self._net = Perceptron((dataset.x_train.shape[1], *hidden, outputs), self._batch_size)
+        full = self._net.schema
+        self._schema = schema_of_specs(zip(full.names, full.shapes, full.dtypes, strict=True), share)
+        places = dict(zip(full.names, full.slices(), strict=True))
+        self._shared = [(places[name], where) for name, where in self._named_slices()]
+        self._private = {name: places[name] for name in full.names if name not in self._schema.names}
+        self._net.theta[:] = initial(self._net.layers, np.random.default_rng([seed, _INITIAL]))
+        self._momentum: Vector = np.zeros(full.size, np.float32)
+
+    def parameters(self) -> Vector:
+        """The shared parameters now, a copy, (d,)."""
+        vector = np.empty(self._schema.size, np.float32)
+        for place, where in self._shared:
+            vector[where] = self._net.theta[place]
+        return vector
+
+    def fit(self, parameters: Vector, rng: np.random.Generator) -> Update:
+        """SGD steps from `parameters`, (d,); `samples` counts the rows seen, `train_loss` is their mean.
+
+        Raises LearnerError when the statistics are still to come or training diverges; the layers that are
+        not shared and the momentum are then as before, so the round can be tried again.
+        """
+        self._rows.check_ready()
+        self._adopt(parameters)
+        order = batches(len(self._rows.x_train), self._batch_size, self.local_steps, rng)
+        rate = np.float32(self._optimizer.lr * rate_factor(self._optimizer, self.progress()))
+        if self._optimizer.reset:
+            self._momentum[:] = 0
+        before = self._net.theta.copy(), self._momentum.copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = self._descend(order, rate)
+        if not np.isfinite(self._net.theta).all():
+            self._net.theta[:], self._momentum[:] = before
+            raise LearnerError(
+                f"training diverged at learning rate {self._optimizer.lr:g};"
+                " lower optimizer.lr or set standardise"
+            )
+        done = {"train_loss": float(np.mean(losses))} if losses else {}
+        return Update(parameters=self.parameters(), samples=len(losses) * self._batch_size, metrics=done)
+
+    def evaluate(self, parameters: Vector) -> Metrics:
+        """`loss` (nats), `accuracy` and, with two classes, `auc` on the test rows.
+
+        `auc` is left out where the test rows hold one class only.
+        """
+        self._rows.check_ready()
+        self._adopt(parameters)
+        z, y = logits(self._net.theta, self._net.layers, self._rows.x_test), self._dataset.y_test
+        p = probabilities(z)
+        measured = {"loss": mean_loss(z, y), "accuracy": metrics.accuracy(y, p.argmax(axis=1))}
+        if self._dataset.n_classes == 2:
+            # The difference of logits orders rows as p does, without its ties near 0 and 1.
+            area = metrics.auc(y, z[:, -1] - z[:, 0] if z.shape[1] == 2 else z[:, 0])
+            if not np.isnan(area):
+                measured["auc"] = area
+        return measured
+
+    def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Class probabilities, (n, C), of raw rows (n, k), standardised here as the training rows were."""
+        return probabilities(logits(self._net.theta, self._net.layers, self._rows.transform(x)))
+
+    def samples(self) -> int:
+        """The number of training rows."""
+        return len(self._dataset.x_train)
+
+    def schema(self) -> Schema:
+        """The names and shapes of the tensors in the vector."""
+        return self._schema
+
+    def schema_hash(self) -> bytes:
+        """32 bytes that sites compare at the handshake: the Schema, the columns and the classes."""
+        return hashlib.sha256(self._schema.hash() + rows_meaning(self._dataset)).digest()
+
+    def statistics(self) -> NDArray[np.float64]:
+        """Sums to pool across sites, (3k,); empty unless standardise = "federation"."""
+        return self._rows.statistics()
+
+    def standardise(self, sums: NDArray[np.float64]) -> None:
+        """Standardise the rows with pooled sums, (3k,)."""
+        self._rows.standardise(sums)
+
+    def state(self) -> bytes:
+        """What must survive a crash, as safetensors: layers not shared, and momentum if it is kept."""
+        tensors = {name: self._net.theta[place] for name, place in self._private.items()}
+        if not self._optimizer.reset:
+            tensors["momentum"] = self._momentum
+        return save(tensors) if tensors else b""
+
+    def restore(self, state: bytes) -> None:
+        """Takes back what `state` gave.  Raises LearnerError when it is of another model."""
+        targets = {name: self._net.theta[place] for name, place in self._private.items()}
+        if not self._optimizer.reset:
+            targets["momentum"] = self._momentum
+        tensors = load(state) if state else {}
+        if {name: array.shape for name, array in tensors.items()} != {
+            name: array.shape for name, array in targets.items()
+        }:
+            raise LearnerError(
+                f"saved learner state holds {sorted(tensors)}, this model keeps {sorted(targets)};"
+                " the model changed since it was saved"
+            )
+        for name, array in tensors.items():
+            targets[name][:] = array
+
+    def _named_slices(self) -> list[tuple[str, slice]]:
+        return list(zip(self._schema.names, self._schema.slices(), strict=True))
+
+    def _adopt(self, parameters: Vector) -> None:
+        if parameters.shape != (self._schema.size,):
+            raise LearnerError(
+                f"parameters have shape {parameters.shape}, this model has {self._schema.size};"
+                " check that all sites run the same model"
+            )
+        for place, where in self._shared:
+            self._net.theta[place] = parameters[where]
+
+    def _descend(self, order: NDArray[np.int64], rate: np.float32) -> list[float]:
+        """One SGD step a row of `order`, until the site says stop.   returns: the loss of each step.
+
+        v <- mu v + g,  theta <- theta - eta v: heavy ball (Polyak 1964) in the form of torch.optim.SGD.
+        """
+        net, v = self._net, self._momentum
+        mu, decay = np.float32(self._optimizer.momentum), np.float32(self._optimizer.weight_decay)
+        x, y = self._rows.x_train, self._dataset.y_train
+        x_batch = np.empty((self._batch_size, x.shape[1]), np.float32)
+        y_batch = np.empty(self._batch_size, np.int64)
+        step = np.empty_like(v)
+        losses = []
+        for rows in order:
+            if self.should_stop():
+                break
+            # "clip" lets numpy write straight into the buffer; row numbers are in range by construction.
+            np.take(x, rows, axis=0, out=x_batch, mode="clip")
+            np.take(y, rows, out=y_batch, mode="clip")
+            losses.append(net.backward(x_batch, y_batch))
+            v *= mu
+            v += net.gradient
+            if decay:
+                np.multiply(net.theta, decay, out=step)
+                v += step
+            np.multiply(v, rate, out=step)
+            net.theta -= step
+        return losses
