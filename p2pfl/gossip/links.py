@@ -1,0 +1,307 @@
+"""Delivery of shares, exactly once: a durable outbox on one side, a watermark on the other.
+
+Theory of operation.  An edge is a pair of incarnations.  The sender numbers its shares 1, 2, 3, ... and
+keeps each in its outbox until the receiver has *settled* it: absorbed it into a committed state, or refused it.  The
+receiver settles in order; `absorbed` is the watermark below which everything is settled, `refused` names the
+exceptions.  Acknowledgements are cumulative and go out after the commit that made them true, so a crash
+between any two steps loses neither a share nor its answer: the next HELLO tells both sides where they stand.
+
+Invariants, each checked from committed states alone:
+  * a share is in flight iff it is in an outbox and above the receiver's watermark, or refused there;
+  * sum of w over states and shares in flight = sum of (entered - written off) over living incarnations;
+  * an outbox holds at most WINDOW shares per edge.
+
+Two shares, not one, may be unresolved per edge.  A share of round t is acknowledged by the commit of round
+t + 1, which in lockstep happens when the sender commits t + 1 itself; with one, every edge of a static graph
+would rest every second round (docs/decisions.md has the figures).
+
+Source: the outbox is the usual exactly-once construction; push-sum's need for it: Hadjicostis, Vaidya and
+Dominguez-Garcia 2016 (running sums), from which this differs so that a receiver can refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.events import Ack, Header, Hello
+
+__all__ = ["WINDOW", "Arrival", "Entry", "InEdge", "Links", "Meeting", "OutEdge", "Place"]
+
+# Unresolved shares per edge: the one just sent and the one whose acknowledgement is on its way.
+WINDOW = 2
+# Verdicts kept below the watermark; a sender holds at most WINDOW open ones, so twice that always suffices.
+_VERDICTS = 2 * WINDOW
+# Closed incarnations remembered of one neighbour; each costs its site a lost disk or a restored backup.
+_RETIRED = 64
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One unresolved share: its header as first sent (a resend is the same bytes)."""
+
+    header: Header
+
+    @property
+    def seq(self) -> int:
+        """Its number on the edge."""
+        return self.header.edge_seq
+
+    @property
+    def w(self) -> float:
+        """Its weight."""
+        return self.header.weights[0]
+
+
+class OutEdge(msgspec.Struct):
+    """What I sent to one incarnation of a neighbour.  `sent_w` is net of what was refused."""
+
+    incarnation: int = 0
+    base: int = 0
+    sent: int = 0
+    acked: int = 0
+    sent_w: float = 0.0
+    accepting: bool = True
+    entries: list[Entry] = []
+    # Incarnations whose books are closed: one that comes back is a restored backup.
+    retired: list[int] = []
+
+
+class InEdge(msgspec.Struct):
+    """What I settled of one incarnation of a neighbour."""
+
+    incarnation: int = 0
+    absorbed: int = 0
+    absorbed_w: float = 0.0
+    refused: dict[int, str] = {}
+
+
+class Meeting(Enum):
+    """What a HELLO says about an edge pair."""
+
+    UP = "up"  # consistent: exchange may go on
+    AGAIN = "again"  # they still speak to an earlier me: wait for the HELLO that answers mine
+    THEY_ROLLED_BACK = "they rolled back"  # they will notice, and come back as a new incarnation
+    RETIRED = "retired"  # an incarnation whose books are closed: it must begin anew
+    I_ROLLED_BACK = "i rolled back"  # my disk is older than what they remember of me
+
+
+class Place(Enum):
+    """Where an offered share falls in the sequence."""
+
+    NEW = "new"
+    HAVE = "have"
+    AHEAD = "window"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A share that waits for the next commit; `reason` is set when it will be refused."""
+
+    header: Header
+    body: NDArray[np.uint8] | None
+    reason: str = ""
+
+
+class Links:
+    """All edges of one peer in one run, by neighbour.
+
+    `out`, `into`, `entered` and `written_off` are durable; arrivals are not: a sender sends them again.
+    """
+
+    def __init__(
+        self,
+        *,
+        out: dict[str, OutEdge] | None = None,
+        into: dict[str, InEdge] | None = None,
+        entered: float = 0.0,
+        written_off: float = 0.0,
+    ) -> None:
+        self.out = {} if out is None else out
+        self.into = {} if into is None else into
+        self.entered = entered
+        self.written_off = written_off
+        self._arrivals: dict[str, dict[int, Arrival]] = {}
+
+    # --- where we stand ------------------------------------------------------------------------------
+
+    def edge_to(self, peer: str) -> OutEdge:
+        """The out-edge, made when first asked for."""
+        return self.out.setdefault(peer, OutEdge())
+
+    def edge_from(self, peer: str) -> InEdge:
+        """The in-edge, made when first asked for."""
+        return self.into.setdefault(peer, InEdge())
+
+    def meet(self, peer: str, incarnation: int, hello: Hello, mine: int) -> tuple[Meeting, list[Entry], bool]:
+        """Compare a HELLO with this side.  Returns (verdict, refused entries to take back, pairing changed).
+
+        incarnation: the neighbour's, from the HELLO's header.   mine: this peer's.
+        """
+        out, into = self.edge_to(peer), self.edge_from(peer)
+        knows_me = hello.their_incarnation == mine
+        changed = False
+        if incarnation in out.retired:
+            return Meeting.RETIRED, [], False
+        if knows_me and hello.absorbed > out.sent:
+            return Meeting.I_ROLLED_BACK, [], False
+        if out.incarnation != incarnation:
+            changed = out.incarnation != 0
+            if not changed:
+                out.incarnation, out.base, out.acked = incarnation, out.sent, out.sent
+            else:
+                self.write_off(peer, incarnation)
+                out, into = self.edge_to(peer), self.edge_from(peer)
+        elif (hello.absorbed < out.acked) if knows_me else (out.acked > out.base):
+            return Meeting.THEY_ROLLED_BACK, [], False
+
+        if into.incarnation != incarnation:
+            if knows_me and hello.acked > hello.base:
+                return Meeting.I_ROLLED_BACK, [], changed
+            into.incarnation = incarnation
+            into.absorbed = hello.base if knows_me else hello.sent
+            into.absorbed_w, into.refused = 0.0, {}
+        elif knows_me and hello.acked > into.absorbed:
+            return Meeting.I_ROLLED_BACK, [], changed
+        elif hello.sent < into.absorbed:
+            return Meeting.THEY_ROLLED_BACK, [], changed
+        elif not knows_me:
+            into.absorbed = hello.sent
+
+        out.accepting = hello.accepts
+        if not knows_me:
+            return (Meeting.UP if hello.their_incarnation == 0 else Meeting.AGAIN), [], changed
+        refused = dict.fromkeys(hello.refused, "hello")
+        return Meeting.UP, self._settle(out, hello.absorbed, refused), changed
+
+    def greet(self, peer: str) -> dict[str, Any]:
+        """The edge fields of my HELLO to `peer`."""
+        out, into = self.edge_to(peer), self.edge_from(peer)
+        return {
+            "their_incarnation": into.incarnation,
+            "absorbed": into.absorbed,
+            "refused": tuple(sorted(into.refused)),
+            "sent": out.sent,
+            "acked": out.acked,
+            "base": out.base,
+        }
+
+    def write_off(self, peer: str, incarnation: int = 0) -> float:
+        """Close the books on the neighbour's present incarnation and open them for `incarnation`.
+
+        What was sent and what was absorbed stay as scalars in `written_off`; pending entries and arrivals
+        are dropped.  Returns the weight written off (negative when more came than went).
+        """
+        out, into = self.edge_to(peer), self.edge_from(peer)
+        lost = out.sent_w - into.absorbed_w
+        self.written_off += lost
+        retired = [*out.retired, out.incarnation][-_RETIRED:] if out.incarnation else out.retired
+        self.out[peer] = OutEdge(
+            incarnation=incarnation, base=out.sent, sent=out.sent, acked=out.sent, retired=retired
+        )
+        self.into[peer] = InEdge()
+        self.discard(peer)
+        return lost
+
+    # --- sending -------------------------------------------------------------------------------------
+
+    def is_free(self, peer: str) -> bool:
+        """Whether another share may be sent on the edge to `peer` now."""
+        return len(self.edge_to(peer).entries) < WINDOW
+
+    def push(self, peer: str, header: Header) -> None:
+        """Record a share: `header.edge_seq` is the edge's next number, `header.weights[0]` its weight."""
+        out = self.edge_to(peer)
+        assert header.edge_seq == out.sent + 1
+        assert len(out.entries) < WINDOW
+        out.sent += 1
+        out.sent_w += header.weights[0]
+        out.entries = [*out.entries, Entry(header)]
+
+    def acknowledged(self, peer: str, ack: Ack, mine: int) -> list[Entry]:
+        """Apply an acknowledgement.  Returns the refused entries, whose shares the caller takes back."""
+        out = self.edge_to(peer)
+        if ack.their_incarnation != mine or ack.absorbed > out.sent:
+            return []
+        if "not-accepted" in ack.refused.values():
+            out.accepting = False
+        return self._settle(out, ack.absorbed, ack.refused)
+
+    def _settle(self, out: OutEdge, absorbed: int, refused: Mapping[int, str]) -> list[Entry]:
+        settled = [entry for entry in out.entries if entry.seq <= absorbed]
+        returned = [entry for entry in settled if entry.seq in refused]
+        out.entries = [entry for entry in out.entries if entry.seq > absorbed]
+        out.acked = max(out.acked, absorbed)
+        out.sent_w -= sum(entry.w for entry in returned)
+        return returned
+
+    def unresolved(self) -> Iterable[tuple[str, Entry]]:
+        """Every share not yet settled, by neighbour and number."""
+        return ((peer, entry) for peer in sorted(self.out) for entry in self.out[peer].entries)
+
+    def in_flight_w(self) -> float:
+        """The weight in my outbox."""
+        return sum(entry.w for _, entry in self.unresolved())
+
+    # --- receiving -----------------------------------------------------------------------------------
+
+    def place(self, peer: str, seq: int) -> Place:
+        """Where number `seq` from `peer` falls: wanted, already here, or further ahead than a window."""
+        absorbed = self.edge_from(peer).absorbed
+        if seq <= absorbed or seq in self._arrivals.get(peer, {}):
+            return Place.HAVE
+        return Place.NEW if seq <= absorbed + WINDOW else Place.AHEAD
+
+    def arrive(self, peer: str, arrival: Arrival) -> None:
+        """Hold a share, or the decision to refuse it, until the next commit."""
+        self._arrivals.setdefault(peer, {}).setdefault(arrival.header.edge_seq, arrival)
+
+    def has(self, peer: str, seq: int) -> bool:
+        """Whether everything up to `seq` from `peer` is settled or held."""
+        held = self._arrivals.get(peer, {})
+        return all(number in held for number in range(self.edge_from(peer).absorbed + 1, seq + 1))
+
+    def collect(self) -> tuple[list[tuple[str, Arrival]], list[str]]:
+        """Settle what can be, in (peer, seq) order.
+
+        Returns (arrivals to merge, peers whose watermark moved).  The caller commits, then acknowledges.
+        """
+        merged: list[tuple[str, Arrival]] = []
+        moved: list[str] = []
+        for peer in sorted(self._arrivals):
+            held, edge = self._arrivals[peer], self.edge_from(peer)
+            before = edge.absorbed
+            while (arrival := held.pop(edge.absorbed + 1, None)) is not None:
+                edge.absorbed += 1
+                if arrival.reason:
+                    edge.refused = {**edge.refused, edge.absorbed: arrival.reason}
+                else:
+                    edge.absorbed_w += arrival.header.weights[0]
+                    merged.append((peer, arrival))
+            if edge.absorbed > before:
+                moved.append(peer)
+                edge.refused = {s: r for s, r in edge.refused.items() if s > edge.absorbed - _VERDICTS}
+        return merged, moved
+
+    def ack(self, peer: str) -> Ack:
+        """My acknowledgement to `peer`, as of the last commit."""
+        edge = self.edge_from(peer)
+        return Ack(their_incarnation=edge.incarnation, absorbed=edge.absorbed, refused=dict(edge.refused))
+
+    def held_bytes(self) -> int:
+        """Bytes of bodies that wait for the next commit."""
+        return sum(
+            arrival.body.nbytes
+            for held in self._arrivals.values()
+            for arrival in held.values()
+            if arrival.body is not None
+        )
+
+    def discard(self, peer: str) -> None:
+        """Forget what `peer` sent on a connection that is gone; it will send it again."""
+        self._arrivals.pop(peer, None)
