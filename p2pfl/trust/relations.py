@@ -1,0 +1,191 @@
+"""Whom this site tells, and whom it believes: two local lists, each one way, neither ever sent to anyone.
+
+`share_with` is about confidentiality (who may receive what this site's model holds), `accept_from` about
+integrity (whose updates are mixed here).  An edge from A to B exists when A shares with B and B accepts from
+A; the way back is another edge.  A ban is deny in both directions and beats every level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.ids import PeerId
+from p2pfl.trust import encoding
+
+__all__ = [
+    "MAX_OVERRIDES",
+    "Level",
+    "Relations",
+    "parse_level",
+    "share_level",
+    "accept_level",
+    "may_share",
+    "accepts",
+    "weight_limit",
+    "set_level",
+    "ban",
+    "forget",
+    "to_bytes",
+    "from_bytes",
+]
+
+# As many as a run has members.
+MAX_OVERRIDES = 4096
+_MAX_BYTES = 3 * MAX_OVERRIDES * 40 + 64
+
+
+class Level(IntEnum):
+    """How far a peer is trusted, in one direction.
+
+    DENY and QUARANTINE carry nothing: a denied peer is not heard at all, a quarantined one is heard (its
+    statements, its notices) and not mixed.  LIMITED may bring little weight, see `weight_limit`.  PINNED is
+    kept whatever its reputation, and is screened like everybody.
+    """
+
+    DENY = 0
+    QUARANTINE = 1
+    LIMITED = 2
+    NORMAL = 3
+    PINNED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relations:
+    """The two lists: a level for members not named, levels of those who are, and the banned."""
+
+    share_default: Level = Level.NORMAL
+    accept_default: Level = Level.NORMAL
+    share_with: Mapping[PeerId, Level] = field(default_factory=dict)
+    accept_from: Mapping[PeerId, Level] = field(default_factory=dict)
+    banned: frozenset[PeerId] = frozenset()
+
+
+def parse_level(word: str) -> Level:
+    """The level called `word`, in any case.  Raises ConfigError."""
+    try:
+        return Level[word.strip().upper()]
+    except KeyError:
+        names = ", ".join(level.name.lower() for level in Level)
+        raise ConfigError(f"not a level: {word[:40]!r}; the levels are {names}") from None
+
+
+def share_level(relations: Relations, peer: PeerId) -> Level:
+    """How far `peer` may be told."""
+    if peer in relations.banned:
+        return Level.DENY
+    return relations.share_with.get(peer, relations.share_default)
+
+
+def accept_level(relations: Relations, peer: PeerId) -> Level:
+    """How far `peer` is believed."""
+    if peer in relations.banned:
+        return Level.DENY
+    return relations.accept_from.get(peer, relations.accept_default)
+
+
+def may_share(relations: Relations, peer: PeerId) -> bool:
+    """Whether this site's updates may go to `peer`."""
+    return share_level(relations, peer) >= Level.LIMITED
+
+
+def accepts(relations: Relations, peer: PeerId) -> bool:
+    """Whether updates of `peer` are mixed here."""
+    return accept_level(relations, peer) >= Level.LIMITED
+
+
+def weight_limit(level: Level, *, total: float, n: int) -> float:
+    """The most weight that one share from a peer of `level` may bring, of the run's `total` over `n` members.
+
+    A limited peer may bring half of a member's fair part, total / (2n); one not accepted, nothing.
+    """
+    if level < Level.LIMITED:
+        return 0.0
+    return total / (2 * n) if level is Level.LIMITED else total
+
+
+def set_level(
+    relations: Relations, peer: PeerId, *, share: Level | None = None, accept: Level | None = None
+) -> Relations:
+    """`relations` with `peer` at these levels; None leaves one as it is.  A ban stays in force.
+
+    Raises ConfigError when either list is full.
+    """
+    share_with, accept_from = dict(relations.share_with), dict(relations.accept_from)
+    if share is not None:
+        share_with[peer] = share
+    if accept is not None:
+        accept_from[peer] = accept
+    if max(len(share_with), len(accept_from)) > MAX_OVERRIDES:
+        raise ConfigError(f"{MAX_OVERRIDES} peers have levels of their own; `p2pfl trust forget` some")
+    return replace(relations, share_with=share_with, accept_from=accept_from)
+
+
+def ban(relations: Relations, peer: PeerId) -> Relations:
+    """`relations` with `peer` denied both ways, whatever its levels, until `forget`.
+
+    Raises ConfigError when the list is full.
+    """
+    banned = relations.banned | {peer}
+    if len(banned) > MAX_OVERRIDES:
+        raise ConfigError(f"{MAX_OVERRIDES} peers are banned; `p2pfl trust forget` some")
+    return replace(relations, banned=banned)
+
+
+def forget(relations: Relations, peer: PeerId) -> Relations:
+    """`relations` without any ban or level of `peer`'s own."""
+    return replace(
+        relations,
+        share_with={name: level for name, level in relations.share_with.items() if name != peer},
+        accept_from={name: level for name, level in relations.accept_from.items() if name != peer},
+        banned=relations.banned - {peer},
+    )
+
+
+def to_bytes(relations: Relations) -> bytes:
+    """The canonical bytes, for this node's own disk."""
+    return encoding.pack(
+        {
+            1: int(relations.share_default),
+            2: int(relations.accept_default),
+            3: _levels_out(relations.share_with),
+            4: _levels_out(relations.accept_from),
+            5: b"".join(sorted(encoding.key_of(name) for name in relations.banned)),
+        }
+    )
+
+
+def from_bytes(data: bytes) -> Relations:
+    """What `to_bytes` wrote.  Raises StoreError."""
+    try:
+        document = encoding.unpack(data, keys=range(1, 6), limit=_MAX_BYTES)
+        return Relations(
+            share_default=_level(document[1]),
+            accept_default=_level(document[2]),
+            share_with=_levels_in(document[3]),
+            accept_from=_levels_in(document[4]),
+            banned=frozenset(encoding.peer(key, "banned") for key in _cut(document[5], 32)),
+        )
+    except ValueError as error:
+        raise StoreError(f"the stored relations are damaged: {error}; run `p2pfl node restore`") from error
+
+
+def _levels_out(levels: Mapping[PeerId, Level]) -> bytes:
+    return b"".join(sorted(encoding.key_of(name) + bytes([level]) for name, level in levels.items()))
+
+
+def _levels_in(value: object) -> dict[PeerId, Level]:
+    return {encoding.peer(row[:32], "peer"): _level(row[32]) for row in _cut(value, 33)}
+
+
+def _level(value: object) -> Level:
+    return Level(encoding.integer(value, "level", most=max(Level)))
+
+
+def _cut(value: object, size: int) -> list[bytes]:
+    data = encoding.blob(value, "list", least=0, most=MAX_OVERRIDES * size)
+    if len(data) % size:
+        raise ValueError("a list does not hold whole entries")
+    return [data[i : i + size] for i in range(0, len(data), size)]

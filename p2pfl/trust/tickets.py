@@ -1,0 +1,102 @@
+"""Tickets: a certificate and where to present it, as text that survives being mailed.
+
+A ticket is `p2pfl1` and base64url of a canonical document with four bytes of its SHA-256 behind it.  It is
+not a secret: the certificate in it is bound to the invited key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.ids import RunId
+from p2pfl.trust import encoding
+from p2pfl.trust.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    Certificate,
+    decode_certificate,
+    encode_certificate,
+)
+
+__all__ = ["MAX_ADDRESSES", "MAX_ADDRESS_BYTES", "Ticket", "write_ticket", "parse_ticket"]
+
+# As in an address record: enough for the interfaces of a few founders.
+MAX_ADDRESSES = 8
+MAX_ADDRESS_BYTES = 128
+_PREFIX = "p2pfl1"
+# A slip of the hand goes unnoticed once in 2^32; against malice there are the signatures.
+_CHECKSUM_BYTES = 4
+_MAX_BYTES = MAX_CERTIFICATE_BYTES + MAX_ADDRESSES * (MAX_ADDRESS_BYTES + 2) + 16
+# Its text in base64, with room for the line breaks of a mail program.
+_MAX_CHARACTERS = 2 * _MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """A certificate, complete or still to be countersigned, and multiaddrs of members."""
+
+    certificate: Certificate
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> RunId:
+        """The run it is for."""
+        return self.certificate.run
+
+
+def write_ticket(certificate: Certificate, addresses: Iterable[str] = ()) -> str:
+    """The text of a ticket.  Raises ConfigError on more or longer addresses than a ticket holds."""
+    ticket = Ticket(certificate=certificate, addresses=tuple(addresses))
+    try:
+        _check_addresses(list(ticket.addresses))
+        data = encoding.pack({1: encode_certificate(certificate), 2: list(ticket.addresses)})
+    except ValueError as error:
+        raise ConfigError(f"this ticket cannot be written: {error}") from error
+    return _PREFIX + base64.urlsafe_b64encode(data + _checksum(data)).decode().rstrip("=")
+
+
+def parse_ticket(text: str) -> Ticket:
+    """The ticket in `text`; spaces and line breaks in it do not matter.
+
+    Its signatures are not checked: that takes the founders, who are in the agreement.   Raises ConfigError.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"not a ticket: {len(text)} characters, the most is {_MAX_CHARACTERS}")
+    body = "".join(text.split())
+    if not body.startswith(_PREFIX):
+        cure = "; it is of another release" if body.startswith("p2pfl") else ""
+        raise ConfigError(f"not a ticket: {body[:12]!r} does not begin with {_PREFIX!r}{cure}")
+    body = body.removeprefix(_PREFIX)
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(f"the ticket is damaged: {error}; copy it again, whole") from error
+    data, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if checksum != _checksum(data):
+        raise ConfigError("the ticket is damaged: its checksum does not match; copy it again, whole")
+    try:
+        document = encoding.unpack(data, keys=(1, 2), limit=_MAX_BYTES)
+        encoded = encoding.blob(document[1], "certificate", least=1, most=MAX_CERTIFICATE_BYTES)
+        addresses = _check_addresses(document[2])
+        return Ticket(certificate=decode_certificate(encoded), addresses=addresses)
+    except (ValueError, RemoteError) as error:
+        raise ConfigError(f"the ticket is malformed: {error}; ask for a new one") from error
+
+
+def _check_addresses(value: object) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > MAX_ADDRESSES:
+        raise ValueError(f"addresses are not an array of at most {MAX_ADDRESSES}")
+    for address in value:
+        if not encoding.text(address, "address", most_bytes=MAX_ADDRESS_BYTES).startswith("/"):
+            raise ValueError(
+                f"address {address!r} is not a multiaddr such as /ip4/10.0.0.1/tcp/4911/p2p/12D3..."
+            )
+    return tuple(value)
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:_CHECKSUM_BYTES]

@@ -1,0 +1,42 @@
+import msgspec
+import pytest
+
+from p2pfl.trust.identity import Identity
+from p2pfl.trust.options import TrustOptions
+
+FOUNDERS = [Identity(bytes([i]) * 32).peer_id for i in range(1, 4)]
+
+
+def test_the_agreement_of_a_consortium_is_read() -> None:
+    options = msgspec.convert(
+        {"founders": FOUNDERS, "quorum": 2, "aggregator": {"kind": "none"}, "max_norm": 1000.0}, TrustOptions
+    )
+    assert options.founders == tuple(FOUNDERS)
+    assert options.max_norm == 1000.0
+
+
+def test_a_simulation_needs_no_founders() -> None:
+    assert TrustOptions().founders == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"aggregator": {"kind": "krum"}},
+            r'"krum" is not in this release; it has "none" - at `\$.aggregator`',
+        ),
+        ({"privacy": {"kind": "dp"}}, r'"dp" is not in this release; it has "none" - at `\$.privacy`'),
+        ({"founders": ["12D3KooWnobody"]}, "not "),
+        ({"founders": [f"{FOUNDERS[0]} "]}, "spaces"),
+        ({"founders": FOUNDERS, "quorum": 1}, "expected 2 to 3"),
+        ({"founders": [FOUNDERS[0]] * 2, "quorum": 2}, "twice"),
+        ({"quorum": 2}, "without trust.founders"),
+        ({"max_norm": 0.0}, "above 0"),
+        ({"max_norm": float("nan")}, "above 0"),
+        ({"founder": FOUNDERS}, "unknown field"),
+    ],
+)
+def test_what_is_wrong_with_an_agreement_is_said_with_its_path(table: object, message: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(table, TrustOptions)
