@@ -1,0 +1,210 @@
+"""Who is in a run, whom this site believes and tells, and where the others can be reached.
+
+It joins three values that know nothing of each other: the signed membership (trust/), this site's own
+relations (trust/), and the signed address book (net/).  Signing is the driver's: what arrives here is signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from p2pfl.errors import P2PFLError, RefusedError, RemoteError, StoreError
+from p2pfl.events import Fact, Roster
+from p2pfl.ids import PeerId, RunId
+from p2pfl.net import discovery
+from p2pfl.net.discovery import AddressBook, AddressRecord
+from p2pfl.trust import certificates, membership, relations
+from p2pfl.trust.membership import Membership
+from p2pfl.trust.relations import Level, Relations
+
+__all__ = ["Consortium", "Outcome"]
+
+# Address records in one ROSTER message: each has at most about 1.3 KB, a frame 64 KiB.
+_RECORDS_PER_MESSAGE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What merging a roster did: whether anything was new, and what was wrong with it."""
+
+    changed: bool
+    faults: tuple[str, ...]
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
+    membership: bytes
+    relations: bytes
+    addresses: bytes
+
+
+class Consortium:
+    """One site's view of its consortium.  `verify(peer, data, signature)` judges address records."""
+
+    def __init__(
+        self,
+        state: Membership,
+        *,
+        own: Relations | None = None,
+        verify: Callable[[PeerId, bytes, bytes], bool] = lambda *_: False,
+    ) -> None:
+        self.membership = state
+        self.relations = own or Relations()
+        self.book = AddressBook()
+        self._verify = verify
+        self._digest: tuple[Membership, AddressBook, bytes] | None = None
+        self._members: tuple[float, Membership, tuple[PeerId, ...]] | None = None
+
+    def members(self, now: float) -> tuple[PeerId, ...]:
+        """All members at `now`, by PeerId."""
+        # Asked several times an event; membership changes rarely, and expiry is counted in days.
+        known = self._members
+        if known is None or known[1] is not self.membership or not 0 <= now - known[0] < 1.0:
+            self._members = known = (now, self.membership, membership.members(self.membership, now))
+        return known[2]
+
+    def standing(self, peer: PeerId, now: float) -> str:
+        """`member`, `stranger`, `revoked`, `expired`, or `banned` by this site alone."""
+        if peer in self.relations.banned:
+            return "banned"
+        return membership.standing(self.membership, peer, now)
+
+    def may_share(self, peer: PeerId) -> bool:
+        """Whether this site's updates may go to `peer`."""
+        return relations.may_share(self.relations, peer)
+
+    def accepts(self, peer: PeerId) -> bool:
+        """Whether updates of `peer` are mixed here."""
+        return relations.accepts(self.relations, peer)
+
+    def accept_level(self, peer: PeerId) -> Level:
+        """How far `peer` is believed."""
+        return relations.accept_level(self.relations, peer)
+
+    def digest(self) -> bytes:
+        """SHA-256 of membership and address book: equal where the same records are known."""
+        # Asked for every HELLO; neither value ever changes in place, so its digest is kept with it.
+        known = self._digest
+        if known is None or known[0] is not self.membership or known[1] is not self.book:
+            data = membership.digest(self.membership) + discovery.book_to_bytes(self.book)
+            self._digest = known = (self.membership, self.book, hashlib.sha256(data).digest())
+        return known[2]
+
+    def addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where `peer` says it can be dialled."""
+        return discovery.addresses_of(self.book, peer)
+
+    def parts(self) -> list[Roster]:
+        """Everything there is to tell, in messages that fit a frame; revocations first."""
+        said = [Roster(certificates=c, revocations=r) for c, r in membership.batches(self.membership)]
+        records = [discovery.encode_record(self.book.records[p]) for p in sorted(self.book.records)]
+        starts = range(0, len(records), _RECORDS_PER_MESSAGE)
+        said += [Roster(addresses=tuple(records[i : i + _RECORDS_PER_MESSAGE])) for i in starts]
+        return said
+
+    def merge(self, roster: Roster, now: float) -> Outcome:
+        """Take in a member's roster.  Never raises: what is wrong with it is in the outcome."""
+        state, changed, rejected = membership.merge(
+            self.membership, roster.certificates, roster.revocations, now
+        )
+        self.membership = state
+        records: list[AddressRecord] = []
+        faults = ["roster"] if rejected else []
+        for data in roster.addresses:
+            try:
+                records.append(discovery.decode_record(data))
+            except RemoteError:
+                faults.append("address-record")
+        return Outcome(changed=self._learn(records, now) or changed, faults=tuple(faults))
+
+    def publish(self, record: AddressRecord, now: float) -> bool:
+        """Take in this site's own addresses; returns whether they are news."""
+        return self._learn([record], now)
+
+    def _learn(self, records: list[AddressRecord], now: float) -> bool:
+        members = self.members(now)
+        self.book, changed = discovery.merge(
+            discovery.prune(self.book, members), records, members=members, verify=self._verify, now=now
+        )
+        return changed
+
+    def command(self, verb: str, arguments: Mapping[str, Any], now: float) -> list[Fact]:
+        """Carry out a verb of this site's own people.
+
+        `admit` {certificate}, `ban` {peer, revocation}, `forget` {peer}, `set` {peer, share, accept}.  Returns facts; a refusal is a fact, too.
+        """
+        try:
+            return [self._command(verb, arguments, now)]
+        except P2PFLError as error:
+            return [
+                Fact(event="command refused", level="warning", fields={"verb": verb, "reason": str(error)})
+            ]
+
+    def _command(self, verb: str, arguments: Mapping[str, Any], now: float) -> Fact:
+        match verb:
+            case "admit":
+                certificate = certificates.decode_certificate(arguments["certificate"])
+                self.membership, changed = membership.admit(self.membership, certificate, now)
+                return Fact(event="member admitted", fields={"peer": certificate.subject, "new": changed})
+            case "publish":
+                changed = self.publish(arguments["record"], now)
+                return Fact(event="addresses published", level="debug", fields={"new": changed})
+            case "ban":
+                peer = PeerId(arguments["peer"])
+                self.relations = relations.ban(self.relations, peer)
+                final = False
+                if revocation := arguments.get("revocation"):
+                    self.membership, _ = membership.revoke(
+                        self.membership, certificates.decode_revocation(revocation), now
+                    )
+                    final = membership.is_revoked(self.membership, peer)
+                return Fact(event="member banned", level="warning", fields={"peer": peer, "revoked": final})
+            case "forget":
+                peer = PeerId(arguments["peer"])
+                self.relations = relations.forget(self.relations, peer)
+                return Fact(event="trust forgotten", fields={"peer": peer})
+            case "set":
+                peer = PeerId(arguments["peer"])
+                share, accept = arguments.get("share"), arguments.get("accept")
+                self.relations = relations.set_level(
+                    self.relations,
+                    peer,
+                    share=None if share is None else relations.parse_level(share),
+                    accept=None if accept is None else relations.parse_level(accept),
+                )
+                return Fact(event="trust set", fields={"peer": peer, "share": share, "accept": accept})
+            case _:
+                raise RefusedError(f"there is no command {verb!r}")
+
+    def to_bytes(self) -> bytes:
+        """For this node's own disk."""
+        return msgspec.msgpack.encode(
+            _Saved(
+                membership.to_bytes(self.membership),
+                relations.to_bytes(self.relations),
+                discovery.book_to_bytes(self.book),
+            )
+        )
+
+    def restore(self, data: bytes, now: float) -> None:
+        """Add what `to_bytes` wrote to what is known already (a ticket, say).  Raises StoreError."""
+        try:
+            saved = msgspec.msgpack.decode(data, type=_Saved)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise StoreError(
+                f"the stored trust state is damaged: {error}; run `p2pfl node restore`"
+            ) from error
+        fresh, self.membership = self.membership, membership.from_bytes(saved.membership)
+        for batch in membership.batches(fresh):
+            self.membership, _, _ = membership.merge(self.membership, *batch, now)
+        self.relations = relations.from_bytes(saved.relations)
+        self.book = discovery.book_from_bytes(saved.addresses)
+
+    @staticmethod
+    def of(run: RunId, founders: tuple[PeerId, ...], quorum: int, **rest: Any) -> Consortium:
+        """A consortium that has only its founders.  Raises ConfigError."""
+        return Consortium(membership.genesis(run, founders, quorum), **rest)

@@ -1,0 +1,108 @@
+"""What a Peer keeps on disk: one MessagePack document beside the large arrays.
+
+What is not here does not survive a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.errors import StoreError
+from p2pfl.events import Snapshot, Vector
+from p2pfl.gossip.links import InEdge, OutEdge
+from p2pfl.trust.audit import Head
+
+__all__ = ["Ledger", "Pool", "read", "write"]
+
+# The layout of this document; a reader refuses another one instead of guessing.
+_VERSION = 1
+_PAYLOAD = "payload:"
+
+
+class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One peer's durable facts.  `w`, `statistics` and array `x` are its push-sum state."""
+
+    version: int = _VERSION
+    run: str
+    incarnation: int
+    rebirths: int = 0
+    begun: bool = False
+    starters: dict[str, int] = {}
+    round: int = 0
+    nominal: float = 1.0
+    w: float = 0.0
+    statistics: list[float] = []
+    # The federation's sums, fixed when the opening rounds end.
+    pooled: list[float] | None = None
+    out: dict[str, OutEdge] = {}
+    into: dict[str, InEdge] = {}
+    entered: float = 0.0
+    written_off: float = 0.0
+    head: Head | None = None
+    consortium: bytes = b""
+    left: list[str] = []
+    learner_state: bytes = b""
+    initial_digest: bytes = b""
+    finished: str = ""
+
+
+class Pool:
+    """The bodies of unresolved shares by digest: equal shares to several neighbours are one array."""
+
+    def __init__(self, bodies: dict[str, NDArray[np.uint8]] | None = None) -> None:
+        self._bodies = bodies or {}
+
+    def add(self, digest: bytes, body: NDArray[np.uint8]) -> None:
+        """Keep a body until no entry names it."""
+        self._bodies[digest.hex()] = body
+
+    def get(self, digest: bytes) -> NDArray[np.uint8]:
+        """The body of an entry that is in the outbox."""
+        return self._bodies[digest.hex()]
+
+    def retain(self, digests: set[str]) -> None:
+        """Forget every body that `digests` (hex) does not name."""
+        self._bodies = {name: body for name, body in self._bodies.items() if name in digests}
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The bodies as named arrays for a snapshot."""
+        return {_PAYLOAD + name: body for name, body in sorted(self._bodies.items())}
+
+
+def write(ledger: Ledger, x: Vector, model: Vector | None, pool: Pool) -> Snapshot:
+    """A snapshot of everything.  model: (d,) the last model, kept while there is no weight to divide by."""
+    arrays: dict[str, NDArray[Any]] = {"x": x, **pool.arrays()}
+    if model is not None:
+        arrays["model"] = model
+    return Snapshot(arrays=arrays, ledger=msgspec.msgpack.encode(ledger))
+
+
+def read(snapshot: Snapshot) -> tuple[Ledger, Vector, Vector | None, Pool]:
+    """The inverse of `write`.  Raises StoreError when the document is not one this version wrote."""
+    try:
+        ledger = msgspec.msgpack.decode(snapshot.ledger, type=Ledger)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise StoreError(
+            f"the saved state cannot be read ({error}); it may come from another version of p2pfl: "
+            "restore a backup with `p2pfl node restore`"
+        ) from error
+    if ledger.version != _VERSION:
+        raise StoreError(f"the saved state has layout {ledger.version}, this p2pfl reads {_VERSION}")
+    arrays: Mapping[str, NDArray[Any]] = snapshot.arrays
+    bodies = {n.removeprefix(_PAYLOAD): a for n, a in arrays.items() if n.startswith(_PAYLOAD)}
+    missing = [
+        entry.header.digest.hex()
+        for edge in ledger.out.values()
+        for entry in edge.entries
+        if entry.header.digest.hex() not in bodies
+    ]
+    if "x" not in arrays or missing:
+        raise StoreError(
+            f"the saved state lacks {missing or ['x']}; restore a backup with `p2pfl node restore`"
+        )
+    return ledger, arrays["x"], arrays.get("model"), Pool(bodies)

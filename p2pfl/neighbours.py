@@ -1,0 +1,112 @@
+"""What a peer knows of the others right now: who is connected, where they stand, who is not awaited.
+
+Nothing here survives a restart; HELLO and the next statement bring it back.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.events import Header
+from p2pfl.ids import PeerId
+from p2pfl.trust.audit import Head
+
+__all__ = ["Neighbour", "Neighbours"]
+
+# A neighbour in step leads by at most two rounds (the window of gossip/links.py); beyond that we were left
+# behind, and go on from where the others are.
+SKIP_AFTER_ROUNDS = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Neighbour:
+    """One other member.
+
+    `up`: its HELLO and mine agree on our edges.  `late`: it missed a deadline and has not spoken since.
+    `round` is the first it has not committed, `sent` the last share it announced to us, `state` its latest
+    model where models travel as states.
+    """
+
+    connected: bool = False
+    up: bool = False
+    met: bool = False
+    late: bool = False
+    begun: bool = False
+    counted: bool = False
+    same_start: bool = False
+    over: bool = False
+    incarnation: int = 0
+    round: int = 0
+    sent: int = 0
+    seen_at: float = 0.0
+    state: tuple[int, NDArray[np.uint8]] | None = None
+    head: Head | None = None
+    fetching: dict[tuple[int, int], Header] = field(default_factory=dict)
+
+
+class Neighbours:
+    """Everyone this peer has heard of."""
+
+    def __init__(self) -> None:
+        self._all: dict[PeerId, Neighbour] = {}
+
+    def __getitem__(self, peer: PeerId) -> Neighbour:
+        """What is known of `peer`; an empty record when nothing is."""
+        return self._all.setdefault(peer, Neighbour())
+
+    def items(self) -> list[tuple[PeerId, Neighbour]]:
+        """All of them, by PeerId."""
+        return sorted(self._all.items())
+
+    def up(self) -> list[PeerId]:
+        """Those with whom exchange may go on, by PeerId."""
+        return [peer for peer, one in self.items() if one.up]
+
+    def connected(self) -> list[PeerId]:
+        """Those with an open connection, by PeerId."""
+        return [peer for peer, one in self.items() if one.connected]
+
+    def lost(self, peer: PeerId) -> None:
+        """Its connection is gone."""
+        one = self[peer]
+        one.connected = one.up = False
+        one.fetching.clear()
+
+    def heard(self, peer: PeerId, round_: int, now: float) -> None:
+        """It spoke: it is not late any more."""
+        one = self[peer]
+        one.late = False
+        one.seen_at = now
+        one.round = max(one.round, round_)
+
+    def is_awaited(self, peer: PeerId, *, patiently: bool = False) -> bool:
+        """Whether a round waits for it: connected, or not yet met since we started; and not late.
+
+        patiently: a late one that is connected is waited for all the same, up to the deadline, because the
+        round is for nothing but mixing: without it, such rounds would pass in no time on a slow network.
+        """
+        one = self[peer]
+        if one.over:
+            return False
+        return (one.up and (patiently or not one.late)) or not (one.met or one.late)
+
+    def round_of_others(self) -> int:
+        """The lower median of the rounds of those that are up; 0 without any.
+
+        A median, so that a single peer cannot send the others to the end of the run.
+        """
+        rounds = [one.round for _, one in self.items() if one.up and one.begun]
+        return statistics.median_low(rounds) if rounds else 0
+
+    def next_round(self, mine: int) -> int:
+        """The round to go on with after committing `mine`: the next, or the others' when left behind."""
+        others = self.round_of_others()
+        return others if others > mine + 1 + SKIP_AFTER_ROUNDS else mine + 1
+
+    def fetching_bytes(self) -> int:
+        """Bytes asked for and not yet here."""
+        return sum(header.size for _, one in self.items() for header in one.fetching.values())

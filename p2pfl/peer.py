@@ -1,0 +1,488 @@
+"""THE state machine: one participant in one run, without I/O, clock or global randomness.
+
+Phases.  A peer is WAITING until `members_at_start` members hold the same agreement and the same first model;
+JOINING while it comes (back) to a run that has begun and listens for where the others are; RUNNING through
+opening rounds (mixing only, while sites pool their statistics), training rounds and closing rounds (mixing
+only); PAUSED when too few neighbours are heard or its learner keeps failing; DRAINING after the last round,
+until every share has found its place; JUDGING while the last model is evaluated; LEAVING when it hands its
+mass over; FINISHED for ever.
+
+A round.  `Train` goes out with the de-biased model while shares come in.  When the fit is done, and every
+awaited in-neighbour's last share is in and every awaited out-edge is free, or the deadline has passed, there
+is one step: merge in (PeerId, seq) order, add the local step, split; one Commit; then acknowledgements,
+shares and the round statement; then the next `Train`.  A neighbour that missed a deadline or hung up is not
+awaited again until it speaks.
+
+Invariants: see gossip/links.py.  The parts: state.py (what is known), rounds.py (a round), reception.py (what
+others say), and here the life of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pfl import ledger as ledgers
+from p2pfl import reception, rounds
+from p2pfl.consortium import Consortium
+from p2pfl.errors import P2PFLError
+from p2pfl.events import (
+    Commanded,
+    Connected,
+    Dial,
+    Disconnected,
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Faulted,
+    Finish,
+    Kind,
+    Note,
+    Notice,
+    Offered,
+    Received,
+    Started,
+    Trained,
+    Vector,
+)
+from p2pfl.gossip.links import Links
+from p2pfl.ids import PeerId
+from p2pfl.mass import Mass
+from p2pfl.run import RunSpec, canonical, run_id
+from p2pfl.schedule import schedule
+from p2pfl.state import Phase, State
+
+__all__ = ["Peer", "PeerView"]
+
+# A node that comes back listens this long for where the others are before it goes on (seconds, at most; a
+# reconnect takes about one).
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerView:
+    """A peer as people and tools see it, frozen."""
+
+    me: PeerId
+    run: str
+    phase: str
+    reason: str
+    round: int
+    stage: str
+    training_round: int
+    rounds: int
+    members: tuple[PeerId, ...]
+    wanted: tuple[PeerId, ...]
+    neighbours: Mapping[PeerId, Mapping[str, Any]]
+    metrics: Mapping[str, float]
+    incarnation: int
+    w: float
+    nominal: float
+    entered: float
+    written_off: float
+    in_flight: float
+    finished: str
+
+
+class Peer:
+    """One participant in one run.  Knows no I/O, no clock, no global randomness."""
+
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        spec: RunSpec,
+        consortium: Consortium,
+        boot_session: int,
+        entropy: bytes,
+        memory_bytes: int = 4096 * 10**6,
+    ) -> None:
+        """boot_session: new at each start of the process.   entropy: 32 secret random bytes, likewise.
+
+        memory_bytes: limit on bodies of others that are under way or wait for the next commit.
+        """
+        self.state = State(
+            me=me,
+            spec=spec,
+            run=run_id(spec),
+            agreement=canonical(spec),
+            schedule=schedule(spec),
+            consortium=consortium,
+            boot_session=boot_session,
+            entropy=entropy,
+            memory_bytes=memory_bytes,
+        )
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event; returns what is to be done, in order.  Total: never raises."""
+        state = self.state
+        state.now = now
+        match event:
+            case Started():
+                self._start(event)
+            case _ if state.phase is Phase.IDLE:
+                pass  # a driver that has not started its peer has nothing to tell it
+            case Trained() if state.phase is Phase.RUNNING and event.round == state.round:
+                if state.trained is None:
+                    state.trained = event
+            case Evaluated():
+                self._evaluated(event)
+            case Offered():
+                reception.offered(state, event)
+            case Received():
+                reception.received(state, event)
+            case Faulted():
+                reception.failed(state, event)
+            case Connected():
+                reception.connected(state, event.peer)
+            case Disconnected():
+                reception.disconnected(state, event.peer)
+            case Commanded():
+                self._command(event)
+            case _:
+                pass  # an answer to a question of an earlier round
+        self._advance()
+        return self._take()
+
+    def expire(self, now: float) -> list[Effect]:
+        """`deadline` has passed."""
+        state = self.state
+        state.now = now
+        if state.tick is not None and now >= state.tick and state.phase is not Phase.FINISHED:
+            rounds.say_again(state)
+        self._advance()
+        return self._take()
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` is to be called, unless an event comes first."""
+        state = self.state
+        times = [t for t in (state.deadline, state.tick) if t is not None]
+        if state.deadline is not None and state.trained is None and state.now >= state.deadline:
+            times = [state.deadline + state.spec.run.deadline_s, *(t for t in (state.tick,) if t is not None)]
+        return None if state.phase in (Phase.IDLE, Phase.FINISHED) or not times else min(times)
+
+    def view(self) -> PeerView:
+        """What can be shown of this peer now."""
+        state = self.state
+        neighbours = {
+            peer: {
+                "connected": one.connected,
+                "up": one.up,
+                "late": one.late,
+                "round": one.round,
+                "seen_at": one.seen_at,
+                "accepting": state.links.edge_to(peer).accepting,
+                "sent_w": state.links.edge_to(peer).sent_w,
+                "absorbed_w": state.links.edge_from(peer).absorbed_w,
+                "unresolved": len(state.links.edge_to(peer).entries),
+            }
+            for peer, one in state.neighbours.items()
+        }
+        return PeerView(
+            me=state.me,
+            run=state.run,
+            phase=state.phase.value,
+            reason=state.reason,
+            round=state.round,
+            stage=state.schedule.stage(state.round),
+            training_round=min(max(state.round - state.schedule.opening, 0), state.schedule.training),
+            rounds=state.schedule.training,
+            members=state.members(),
+            wanted=self.wanted(),
+            neighbours=neighbours,
+            metrics=dict(state.metrics),
+            incarnation=state.incarnation,
+            w=state.mass.w,
+            nominal=state.nominal,
+            entered=state.links.entered,
+            written_off=state.links.written_off,
+            in_flight=state.links.in_flight_w(),
+            finished=state.finished,
+        )
+
+    def wanted(self) -> tuple[PeerId, ...]:
+        """The members this peer wants a connection to, by PeerId."""
+        return () if self.state.phase is Phase.IDLE else rounds.wanted(self.state)
+
+    def knows(self, peer: PeerId) -> bool:
+        """Whether `peer` is a member that this site talks to: what a transport's gate asks."""
+        return self.state.consortium.standing(peer, self.state.now) == "member"
+
+    def model(self) -> Vector:
+        """The de-biased model now, (d,) float32."""
+        return self.state.mass.z()
+
+    # --- the life of a run -----------------------------------------------------------------------------
+
+    def _take(self) -> list[Effect]:
+        state = self.state
+        if state.facts:
+            state.emit(Note(facts=tuple(state.facts)))
+            state.facts = []
+        effects, state.effects = state.effects, []
+        return effects
+
+    def _start(self, event: Started) -> None:
+        state = self.state
+        if state.phase is not Phase.IDLE:
+            return
+        k = len(event.statistics)
+        state.statistics = event.statistics
+        state.schema_hash = hashlib.sha256(event.schema_hash + k.to_bytes(4, "big")).digest()
+        if event.snapshot is None:
+            state.mass = Mass(event.parameters, k)
+            state.nominal = float(event.samples) if state.spec.run.weights == "samples" else 1.0
+            state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()
+            state.incarnation = reception.fresh_incarnation(state)
+        else:
+            self._restore(event, k)
+        state.tick = state.now + state.spec.run.deadline_s / rounds.RESENDS_PER_DEADLINE
+        if state.finished:
+            state.phase = Phase.FINISHED
+            state.emit(Finish(reason=state.finished))
+            return
+        state.commit()
+        if state.begun:
+            self._join()
+        else:
+            state.phase = Phase.WAITING
+
+    def _restore(self, event: Started, k: int) -> None:
+        state = self.state
+        assert event.snapshot is not None
+        ledger, x, model, pool = ledgers.read(event.snapshot)
+        mass = Mass(event.parameters if model is None else model, k)
+        if len(x) != len(mass.model) or len(ledger.statistics) != k:
+            raise P2PFLError(
+                f"the saved model has {len(x)} parameters, the learner {len(event.parameters)}; "
+                "was the learner changed in mid-run?"
+            )
+        mass.state = type(mass.state)(
+            x=np.ascontiguousarray(x[None]), w=np.array([ledger.w]), s=np.array([ledger.statistics])
+        )
+        state.mass, state.pool = mass, pool
+        state.links = Links(
+            out=ledger.out, into=ledger.into, entered=ledger.entered, written_off=ledger.written_off
+        )
+        state.incarnation, state.rebirths = ledger.incarnation, ledger.rebirths
+        state.begun, state.round, state.nominal = ledger.begun, ledger.round, ledger.nominal
+        state.starters = ledger.starters
+        state.pooled = None if ledger.pooled is None else np.array(ledger.pooled)
+        state.head = ledger.head
+        state.left, state.initial_digest = set(ledger.left), ledger.initial_digest
+        state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
+        state.finished = ledger.finished
+        state.consortium.restore(ledger.consortium, state.now)
+
+    def _join(self) -> None:
+        state = self.state
+        state.begun = True
+        state.phase, state.reason = Phase.JOINING, "listening for where the others are"
+        state.settle_until = state.now + min(_JOIN_S, state.spec.run.deadline_s)
+        state.deadline = state.settle_until
+
+    def _advance(self) -> None:
+        state = self.state
+        while True:
+            before = (state.phase, state.round)
+            if state.leaving and state.phase is not Phase.LEAVING:
+                self._leave()
+            match state.phase:
+                case Phase.WAITING:
+                    self._wait()
+                case Phase.JOINING:
+                    others = [p for p in rounds.wanted(state) if not state.neighbours[p].up]
+                    if not others or state.now >= state.settle_until:
+                        state.round = min(
+                            max(state.round, state.neighbours.round_of_others()), state.schedule.total
+                        )
+                        self._next()
+                case Phase.RUNNING:
+                    self._run()
+                case Phase.PAUSED:
+                    self._settle()
+                    self._resume()
+                case Phase.DRAINING:
+                    self._drain()
+                case Phase.LEAVING:
+                    self._settle()
+                    if not any(True for _ in state.links.unresolved()) or state.now >= state.settle_until:
+                        self._finish("left")
+            if (state.phase, state.round) == before:
+                return
+
+    def _wait(self) -> None:
+        """Begin when enough members are here, or join when the others have gone ahead.
+
+        In a network too large for everybody to meet, enough are those this peer is to be connected to.  The
+        first that counts enough begins and tells those it counted, who then begin, too.
+        """
+        state = self.state
+        up = [state.neighbours[p] for p in state.neighbours.up()]
+        wanted = rounds.wanted(state)
+        have, want = 1 + len(up), min(state.spec.run.members_at_start, 1 + len(wanted))
+        state.reason = f"{have} of the {want} members that start the run are here"
+        if any(one.begun for one in up):
+            if state.deadline is None:
+                state.deadline = state.now + min(_JOIN_S, state.spec.run.deadline_s)
+            is_patient = have < want and state.now < state.deadline
+            if any(one.begun and one.counted for one in up):
+                # Who counted this node knew where the others are: a moment, and they are connected here, too.
+                if not is_patient:
+                    self._enter(have)
+            elif not is_patient:
+                # The run began without this node, or it lost its disk: no mass until it is given some.
+                state.fact("joining a run that has begun")
+                self._join()
+                state.commit()
+        elif have >= want and len(state.members()) >= want:
+            self._enter(have)
+
+    def _enter(self, members: int) -> None:
+        state = self.state
+        state.mass.enter(state.nominal, state.statistics)
+        state.links.entered = state.nominal
+        state.begun = True
+        state.starters = {p: state.neighbours[p].incarnation for p in state.neighbours.up()}
+        state.fact("run began", members=members)
+        state.commit()
+        for peer in state.neighbours.connected():
+            state.greet(peer)
+        self._next()
+
+    def _next(self) -> None:
+        state = self.state
+        if state.round >= state.schedule.total:
+            state.phase, state.reason = Phase.DRAINING, "every share is to find its place"
+            state.deadline = state.settle_until = state.now + state.spec.run.deadline_s
+            for peer in state.neighbours.connected():
+                state.greet(peer)
+        elif reason := self._cause_to_pause():
+            state.phase, state.reason, state.deadline = Phase.PAUSED, reason, None
+            state.fact("paused", "warning", reason=reason)
+        else:
+            rounds.begin(state)
+
+    def _run(self) -> None:
+        state = self.state
+        if not rounds.is_ready(state):
+            return
+        assert state.deadline is not None
+        if state.now >= state.deadline:
+            rounds.end_of_wait(state)
+        rounds.step(state)
+        self._next()
+
+    def _cause_to_pause(self) -> str:
+        state = self.state
+        if state.held:
+            return "paused by this site"
+        if state.learner_faults >= rounds.LEARNER_FAULTS:
+            times = state.learner_faults
+            return f"the learner failed {times} times in a row; see `p2pfl log`, then `p2pfl run resume`"
+        if state.low_rounds >= rounds.LOW_ROUNDS:
+            into = rounds.neighbours_of(state, max(0, state.round - 1))[0]
+            heard = [p for p in into if state.neighbours[p].up]
+            if len(heard) < state.spec.run.quorum * len(into):
+                quorum = f"the quorum is {state.spec.run.quorum:g} of them"
+                return f"{len(heard)} of {len(into)} neighbours are heard; {quorum}"
+        return ""
+
+    def _resume(self) -> None:
+        state = self.state
+        if not self._cause_to_pause():
+            state.low_rounds = 0
+            state.fact("resumed")
+            state.round = min(state.neighbours.next_round(state.round - 1), state.schedule.total)
+            self._next()
+
+    def _settle(self) -> int:
+        state = self.state
+        merged, moved = rounds.settle(state)
+        if moved:
+            state.commit()
+            rounds.acknowledge(state, moved)
+        return merged
+
+    def _drain(self) -> None:
+        state = self.state
+        self._settle()
+        open_ = [
+            peer
+            for peer in rounds.wanted(state)
+            if not (one := state.neighbours[peer]).over
+            or (one.up and state.consortium.accepts(peer) and not state.links.has(peer, one.sent))
+        ]
+        if (not open_ and not any(True for _ in state.links.unresolved())) or state.now >= state.settle_until:
+            state.phase, state.reason, state.deadline = Phase.JUDGING, "the last evaluation", None
+            state.emit(Evaluate(round=state.round, parameters=state.mass.z(), statistics=state.pooled))
+
+    def _evaluated(self, event: Evaluated) -> None:
+        state = self.state
+        state.metrics = dict(event.metrics)
+        final = state.phase is Phase.JUDGING and event.round == state.round
+        state.fact("evaluated", round=event.round, final=final, metrics=dict(event.metrics))
+        if final:
+            self._finish("done")
+
+    def _finish(self, reason: str) -> None:
+        state = self.state
+        state.phase, state.finished, state.reason, state.deadline = Phase.FINISHED, reason, "", None
+        state.fact("run finished", reason=reason, metrics=dict(state.metrics))
+        state.commit()
+        code = "left" if reason == "left" else "finished"
+        for peer in state.neighbours.connected():
+            state.send(peer, Kind.NOTICE, Notice(code=code))
+        state.emit(Finish(reason=reason))
+
+    def _leave(self) -> None:
+        state = self.state
+        out = rounds.neighbours_of(state, state.round)[1]
+        free = [
+            p
+            for p in out
+            if state.neighbours[p].up and state.links.is_free(p) and state.links.edge_to(p).accepting
+        ]
+        if state.mass.w > 0 and not free:
+            state.reason = "waiting for an out-neighbour that takes this node's mass"
+            return
+        self._settle()
+        state.phase, state.reason = Phase.LEAVING, "handing the mass over"
+        state.deadline = state.settle_until = state.now + state.spec.run.deadline_s
+        offers = [rounds.surrender(state, free[0])] if state.mass.w > 0 else []
+        state.commit()
+        for offer in offers:
+            state.emit(offer)
+
+    def _command(self, event: Commanded) -> None:
+        state, arguments = self.state, event.arguments
+        match event.verb:
+            case "leave":
+                state.leaving = True
+            case "pause":
+                state.held = True
+            case "resume":
+                state.held, state.learner_faults = False, 0
+            case "roster":
+                reception.learn(state, arguments["roster"])
+            case "dial":
+                peer = PeerId(str(arguments["peer"]))
+                state.emit(Dial(peer=peer, addresses=tuple(arguments.get("addresses", ()))))
+            case _:
+                accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
+                for fact in state.consortium.command(event.verb, arguments, state.now):
+                    state.fact(fact.event, fact.level, **fact.fields)
+                reception.enforce(state)
+                state.commit()
+                for peer, before in accepting.items():
+                    after = state.consortium.accepts(peer)
+                    if after != before and state.neighbours[peer].up:
+                        state.send(peer, Kind.NOTICE, Notice(code="accepted" if after else "not-accepted"))
+                if event.verb != "set":
+                    reception.spread(state)

@@ -1,0 +1,365 @@
+"""A round of the peer: begin, wait, one step, one commit, then what the commit allows to be said."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
+from p2pfl.gossip import push_sum, topology
+from p2pfl.gossip.topology import Plan
+from p2pfl.ids import PeerId
+from p2pfl.mass import pack
+from p2pfl.state import Phase, State
+from p2pfl.trust import audit
+
+__all__ = [
+    "acknowledge",
+    "begin",
+    "end_of_wait",
+    "is_ready",
+    "neighbours_of",
+    "resend_shares",
+    "say_again",
+    "settle",
+    "split",
+    "step",
+    "surrender",
+    "wanted",
+]
+
+# Purposes of random draws (state.seed): one number each, for ever.
+FIT = 1
+# Unanswered shares and statements are said again this often within a round's deadline: a lost frame then
+# costs a quarter of it, not all.
+RESENDS_PER_DEADLINE = 4
+# Everybody keeps a connection to everybody up to this many members; beyond it only to the plan's neighbours.
+FULL_MESH_MEMBERS = 32
+# A learner that fails this often in a row is not asked again until someone looks at it.
+LEARNER_FAULTS = 3
+# Rounds in a row below quorum after which a node pauses.
+LOW_ROUNDS = 3
+
+
+def _plan(state: State, number: int) -> tuple[Plan, tuple[PeerId, ...]]:
+    members = state.members()
+    spec = state.spec
+    return topology.plan(spec.gossip.topology, number, len(members), spec.run.seed), members
+
+
+def neighbours_of(state: State, number: int) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
+    """(in-neighbours, out-neighbours) of this peer in round `number`, by PeerId; empty for a non-member."""
+    plan, members = _plan(state, number)
+    if state.me not in members:
+        return (), ()
+    i = members.index(state.me)
+    return tuple(members[j] for j in plan.in_neighbours(i)), tuple(members[j] for j in plan.out_neighbours(i))
+
+
+def wanted(state: State) -> tuple[PeerId, ...]:
+    """The members this peer keeps a connection to."""
+    members = [p for p in state.members() if p != state.me]
+    if len(members) < FULL_MESH_MEMBERS:
+        return tuple(members)
+    near: set[PeerId] = set()
+    for ahead in range(topology.period(state.spec.gossip.topology, len(members) + 1)):
+        near.update(*neighbours_of(state, state.round + ahead))
+    return tuple(sorted(near))
+
+
+def begin(state: State) -> None:
+    """Start waiting for round `state.round`, with a fit if it is a training round."""
+    state.phase, state.reason = Phase.RUNNING, ""
+    state.round_began_at = state.now
+    state.deadline = state.now + state.spec.run.deadline_s
+    state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE
+    stage = state.schedule.stage(state.round)
+    if stage != "opening" and state.schedule.opening and state.pooled is None:
+        state.pooled = state.mass.pooled()
+    state.trained = Trained(round=state.round, parameters=None)
+    if stage != "training" or state.mass.w == 0:
+        return
+    state.trained = None
+    state.fit_from = state.mass.z()
+    state.emit(
+        Train(
+            round=state.round,
+            parameters=state.fit_from,
+            seed=state.seed(FIT),
+            progress=state.schedule.progress(state.round),
+            deadline=state.deadline,
+            statistics=state.pooled,
+            learner_state=b"" if state.learner_restored else state.learner_state,
+        )
+    )
+    state.learner_restored = True
+
+
+def _is_awaited(state: State, peer: PeerId) -> bool:
+    return state.neighbours.is_awaited(peer, patiently=state.schedule.stage(state.round) != "training")
+
+
+def _in_is_open(state: State, peer: PeerId) -> bool:
+    """Whether the last word of an awaited in-neighbour is still missing."""
+    one = state.neighbours[peer]
+    if not _is_awaited(state, peer) or not state.consortium.accepts(peer):
+        return False
+    if one.round < state.round:
+        return True
+    if _is_state(state):
+        return one.state is None or one.state[0] < state.round
+    return not state.links.has(peer, one.sent)
+
+
+def _is_state(state: State) -> bool:
+    return state.spec.gossip.averaging.kind == "d-psgd"
+
+
+def _out_is_open(state: State, peer: PeerId) -> bool:
+    """Whether an awaited out-neighbour still owes the answer that frees its edge."""
+    return _is_awaited(state, peer) and state.neighbours[peer].up and not state.links.is_free(peer)
+
+
+def _missing(state: State) -> list[PeerId]:
+    before = max(0, state.round - 1)
+    into = neighbours_of(state, before)[0] if state.round else ()
+    out = neighbours_of(state, state.round)[1]
+    return [p for p in into if _in_is_open(state, p)] + [p for p in out if _out_is_open(state, p)]
+
+
+def is_ready(state: State) -> bool:
+    """Whether the step of this round may be taken now."""
+    assert state.deadline is not None
+    if state.trained is None:
+        # The driver owes an answer by the deadline; a driver that fails too is not waited for beyond this.
+        return state.now >= state.deadline + state.spec.run.deadline_s
+    return state.now >= state.deadline or not _missing(state)
+
+
+def end_of_wait(state: State) -> None:
+    """The deadline has passed: whoever is missing is not awaited again until it speaks."""
+    for peer in _missing(state):
+        state.neighbours[peer].late = True
+        state.fact("neighbour late", "warning", peer=peer, round=state.round)
+
+
+def settle(state: State) -> tuple[int, list[PeerId]]:
+    """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit)."""
+    merged, moved = state.links.collect()
+    state.mass.absorb([(a.header.weights[0], a.body) for _, a in merged if a.body is not None])
+    return len(merged), [PeerId(p) for p in moved]
+
+
+def acknowledge(state: State, peers: list[PeerId]) -> None:
+    """Tell each of `peers` what the last commit settled."""
+    for peer in peers:
+        if state.neighbours[peer].up:
+            state.send(peer, Kind.ACK, state.links.ack(peer))
+
+
+def _local_step(state: State) -> dict[str, float]:
+    trained, start = state.trained, state.fit_from
+    if trained is None or trained.parameters is None or start is None:
+        if trained is not None and trained.fault:
+            state.learner_faults += 1
+            state.fact("learner failed", "warning", round=state.round, fault=trained.fault)
+        return {}
+    state.learner_faults = 0
+    state.learner_state = trained.learner_state
+    state.mass.step(start, trained.parameters, state.nominal)
+    return dict(trained.metrics)
+
+
+def _mix_states(state: State) -> int:
+    """D-PSGD: mix with the neighbours' latest models by the plan's row weights.  Returns how many were in."""
+    plan, members = _plan(state, max(0, state.round - 1))
+    if not state.round or state.me not in members:
+        return 0
+    me = members.index(state.me)
+    row = plan.row(me)
+    others = [j for j in sorted(row) if j != me]
+    bodies = []
+    for j in others:
+        held = state.neighbours[members[j]].state
+        fresh = held is not None and held[0] >= state.round and state.consortium.accepts(members[j])
+        bodies.append(held[1] if held is not None and fresh else None)
+    state.mass.mix(bodies, [row[me], *(row[j] for j in others)])
+    return sum(body is not None for body in bodies)
+
+
+def split(state: State, targets: list[PeerId], fractions: list[float]) -> list[Send]:
+    """Give fractions of the mass to `targets`; the shares are in the outbox, to be sent after the commit."""
+    offers: list[Send] = []
+    digests: dict[int, bytes] = {}
+    for peer, (w, body) in zip(targets, state.mass.split(fractions), strict=True):
+        offers.append(_share(state, peer, w, body, digests))
+    return offers
+
+
+def _share(state: State, peer: PeerId, w: float, body: NDArray[np.uint8], digests: dict[int, bytes]) -> Send:
+    digest = digests.setdefault(id(body), hashlib.sha256(body.data).digest())
+    state.pool.add(digest, body)
+    header = state.header(
+        peer,
+        Kind.SHARE,
+        edge_seq=state.links.edge_to(peer).sent + 1,
+        schema_hash=state.schema_hash,
+        size=body.nbytes,
+        raw_size=body.nbytes,
+        digest=digest,
+        weights=(w,),
+    )
+    state.links.push(peer, header)
+    return Send(peer=peer, message=Message(header=header, body=body))
+
+
+def surrender(state: State, peer: PeerId) -> Send:
+    """Give everything to `peer`."""
+    return _share(state, peer, *state.mass.surrender(), {})
+
+
+def _offers(state: State) -> list[Send]:
+    """Split over the plan's out-edges that are up, wanted on both sides, and free."""
+    plan, members = _plan(state, state.round)
+    if state.me not in members:
+        return []
+    i = members.index(state.me)
+    if _is_state(state):
+        body = pack(state.mass.state)
+        digest = hashlib.sha256(body.data).digest()
+        return [
+            _state_message(state, members[j], body, digest)
+            for j in plan.out_neighbours(i)
+            if state.neighbours[members[j]].up and state.consortium.may_share(members[j])
+        ]
+    pairs = [
+        (members[j], c)
+        for j, c in zip(plan.out_neighbours(i), plan.fractions(i)[1], strict=True)
+        if state.neighbours[members[j]].up
+        and state.consortium.may_share(members[j])
+        and state.links.edge_to(members[j]).accepting
+        and state.links.is_free(members[j])
+    ]
+    return split(state, [p for p, _ in pairs], [c for _, c in pairs]) if state.mass.w > 0 else []
+
+
+def _state_message(state: State, peer: PeerId, body: NDArray[np.uint8], digest: bytes) -> Send:
+    header = state.header(
+        peer,
+        Kind.STATE,
+        edge_seq=state.round + 1,
+        schema_hash=state.schema_hash,
+        size=body.nbytes,
+        raw_size=body.nbytes,
+        digest=digest,
+    )
+    return Send(peer=peer, message=Message(header=header, body=body))
+
+
+def _state_the_round(state: State, offers: list[Send], w_before: float) -> list[Send]:
+    """Extend the chain by one statement about this round, addressed to everyone who is up."""
+    number = 0 if state.head is None else state.head.number + 1
+    secret = hashlib.sha256(state.entropy + number.to_bytes(8, "big")).digest()
+    salts = {o.peer: hashlib.sha256(secret + o.peer.encode()).digest() for o in offers}
+    content = audit.link(
+        number=number,
+        prev=b"" if state.head is None else state.head.hash,
+        run=state.run,
+        sender=state.me,
+        incarnation=state.incarnation,
+        boot_session=state.boot_session,
+        round=state.round,
+        commitments=[
+            audit.commit(
+                salts[o.peer],
+                o.peer,
+                o.message.header.edge_seq,
+                o.message.header.digest,
+                o.message.header.weights,
+            )
+            for o in offers
+        ],
+        weight_before=w_before,
+        weight_after=state.mass.w,
+        model_digest=state.digest_of_model(),
+    )
+    state.head = audit.head_of(content)
+    said = []
+    for peer in state.neighbours.up():
+        header = state.header(peer, Kind.STATEMENT, edge_seq=state.links.edge_to(peer).sent)
+        body = Statement(content=content, salt=salts.get(peer, b""))
+        said.append(Send(peer=peer, message=Message(header=header, body=body)))
+    return said
+
+
+def step(state: State) -> None:
+    """Take the step of this round, commit it, say what may be said, and move to the next round."""
+    number, stage, began = state.round, state.schedule.stage(state.round), state.round_began_at
+    into = neighbours_of(state, max(0, number - 1))[0] if number else ()
+    heard = [p for p in into if state.neighbours[p].up and not state.neighbours[p].late]
+    moved: list[PeerId] = []
+    if _is_state(state):
+        merged = _mix_states(state)
+    else:
+        merged, moved = settle(state)
+    w_before = state.mass.w
+    metrics = _local_step(state)
+    offers = _offers(state)
+    words = _state_the_round(state, offers, w_before)
+    state.round = min(state.neighbours.next_round(number), state.schedule.total)
+    state.low_rounds = state.low_rounds + 1 if len(heard) < state.spec.run.quorum * len(into) else 0
+    links = state.links
+    state.fact(
+        "round committed",
+        round=number,
+        training_round=number - state.schedule.opening,
+        stage=stage,
+        peers=len(heard),
+        neighbours=len(into),
+        merged=merged,
+        sent=len(offers),
+        seconds=state.now - began,
+        w=state.mass.w,
+        weight0=state.nominal,
+        in_flight=links.in_flight_w(),
+        entered=links.entered,
+        written_off=links.written_off,
+        model=state.digest_of_model().hex(),
+        statement=state.head.hash.hex() if state.head else "",
+        loss=metrics.get("loss"),
+        metrics=metrics,
+    )
+    if not _is_state(state) and push_sum.alarm(state.mass.w, state.nominal):
+        state.fact("weight low", "warning", round=number, w=state.mass.w, weight0=state.nominal)
+    state.commit()
+    acknowledge(state, moved)
+    state.last_words = [*words, *(o for o in offers if o.message.header.kind is Kind.STATE)]
+    for said in (*offers, *words):
+        state.emit(said)
+    if stage == "training" and (number + 1 - state.schedule.opening) % state.spec.run.evaluate_every == 0:
+        state.emit(Evaluate(round=number, parameters=state.mass.z(), statistics=state.pooled))
+
+
+def say_again(state: State) -> None:
+    """Repeat whatever had no answer for one tick; a peer that has it already answers with a few bytes."""
+    assert state.tick is not None
+    interval = state.spec.run.deadline_s / RESENDS_PER_DEADLINE
+    state.tick = state.now + interval
+    for peer, one in state.neighbours.items():
+        if one.connected and not one.up:
+            state.greet(peer)
+    resend_shares(state, state.neighbours.up(), older_than=state.now - interval)
+    for said in state.last_words:
+        if state.neighbours[said.peer].up:
+            state.emit(said)
+
+
+def resend_shares(state: State, peers: list[PeerId], older_than: float) -> None:
+    """Offer the unresolved shares to `peers` again: the stored bytes, header first."""
+    for name, entry in list(state.links.unresolved()):
+        peer = PeerId(name)
+        if peer in peers and entry.header.issued_at <= older_than:
+            body = state.pool.get(entry.header.digest)
+            state.emit(Send(peer=peer, message=Message(header=entry.header, body=body)))

@@ -1,0 +1,186 @@
+"""run.toml: the agreement that every site of a run holds, word for word.
+
+Its canonical form is JSON with sorted keys and every default spelled out, so that two files that say the
+same thing hash to the same RunId however they are laid out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p2pfl.errors import ConfigError
+from p2pfl.gossip.options import AveragingOptions, CompressionOptions, TopologyOptions
+from p2pfl.ids import RunId, parse_peer_id
+from p2pfl.learn.options import LearnerOptions
+from p2pfl.trust.options import TrustOptions
+
+__all__ = [
+    "ExchangeOptions",
+    "GossipOptions",
+    "KnowledgeOptions",
+    "RunOptions",
+    "RunSpec",
+    "canonical",
+    "decode",
+    "differing_keys",
+    "load",
+    "parse",
+    "run_id",
+    "write_toml",
+]
+
+# An agreement travels in every HELLO, whose frame has 64 KiB; larger ones belong in the learner's own files.
+MAX_AGREEMENT_BYTES = 32 * 1024
+
+
+class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[run]`: its name, its length, and when a round ends."""
+
+    name: str = "run"
+    rounds: int = 100
+    seed: int = 0
+    members_at_start: int = 1
+    closing_rounds: int = 3
+    deadline_s: float = 120.0
+    # Share of the plan's in-neighbours that must be heard from, over three rounds.
+    quorum: float = 0.5
+    weights: str = "uniform"
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        checks = (
+            (0 < len(self.name) <= 64, "run.name has 1 to 64 characters"),
+            (0 <= self.rounds <= 1_000_000, "run.rounds is 0 to 1,000,000"),
+            (0 <= self.seed < 2**63, "run.seed is 0 to 2^63 - 1"),
+            (1 <= self.members_at_start <= 4096, "run.members_at_start is 1 to 4096"),
+            (0 <= self.closing_rounds <= 10_000, "run.closing_rounds is 0 to 10,000"),
+            (0 < self.deadline_s <= 7 * 86_400, "run.deadline_s is more than 0 and at most a week"),
+            (0 <= self.quorum <= 1, "run.quorum is a fraction, 0 to 1"),
+            (self.weights in ("uniform", "samples"), 'run.weights is "uniform" or "samples"'),
+            (self.evaluate_every >= 1, "run.evaluate_every is at least 1"),
+        )
+        for holds, rule in checks:
+            if not holds:
+                raise ValueError(rule)
+
+
+class GossipOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[gossip]`: who talks to whom, and how models mix."""
+
+    topology: TopologyOptions = msgspec.field(default_factory=TopologyOptions)
+    averaging: AveragingOptions = msgspec.field(default_factory=AveragingOptions)
+    compression: CompressionOptions = msgspec.field(default_factory=CompressionOptions)
+
+
+class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[knowledge] exchange`: only `none` in this release."""
+
+    kind: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.kind != "none":
+            raise ValueError(f'knowledge.exchange.kind = "{self.kind}" is not in this release; it has "none"')
+
+
+class KnowledgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[knowledge]`: what travels when weights do not."""
+
+    exchange: ExchangeOptions = msgspec.field(default_factory=ExchangeOptions)
+
+
+class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole agreement."""
+
+    run: RunOptions = msgspec.field(default_factory=RunOptions)
+    learner: LearnerOptions = msgspec.field(default_factory=LearnerOptions)
+    gossip: GossipOptions = msgspec.field(default_factory=GossipOptions)
+    knowledge: KnowledgeOptions = msgspec.field(default_factory=KnowledgeOptions)
+    trust: TrustOptions = msgspec.field(default_factory=TrustOptions)
+
+
+def decode(table: object, where: str) -> RunSpec:
+    """`table`, as read from TOML or JSON, as a RunSpec.  Raises ConfigError that says where."""
+    try:
+        spec = msgspec.convert(table, RunSpec)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    for founder in spec.trust.founders:
+        try:
+            parse_peer_id(founder)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: trust.founders: {error}") from error
+    if len(canonical(spec)) > MAX_AGREEMENT_BYTES:
+        raise ConfigError(f"{where}: the agreement is larger than {MAX_AGREEMENT_BYTES // 1024} KiB")
+    return spec
+
+
+def parse(text: str, where: str = "run.toml") -> RunSpec:
+    """A RunSpec from TOML text.  Raises ConfigError."""
+    try:
+        return decode(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+
+
+def load(path: Path) -> RunSpec:
+    """A RunSpec from a file.  Raises ConfigError."""
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; `p2pfl run new` writes one") from error
+
+
+def canonical(spec: RunSpec) -> bytes:
+    """The one spelling of an agreement: UTF-8 JSON, keys sorted, no spaces, defaults included."""
+    return json.dumps(
+        msgspec.to_builtins(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+
+
+def run_id(spec: RunSpec) -> RunId:
+    """SHA-256 of the canonical form, in hex."""
+    return RunId(hashlib.sha256(canonical(spec)).hexdigest())
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _leaves(item, f"{path}.{key}").items()}
+    return {path.removeprefix("."): value}
+
+
+def differing_keys(ours: bytes, theirs: bytes) -> tuple[str, ...]:
+    """The dotted keys in which two canonical forms differ; `("?",)` when theirs cannot be read."""
+    try:
+        mine, other = _leaves(json.loads(ours)), _leaves(json.loads(theirs))
+    except (ValueError, RecursionError):
+        return ("?",)
+    missing = object()
+    return tuple(
+        k for k in sorted(mine.keys() | other.keys()) if mine.get(k, missing) != other.get(k, missing)
+    )
+
+
+def write_toml(value: Any) -> str:
+    """`value`, tables of tables, scalars and lists of scalars, as TOML; empty tables and None left out."""
+    tables: list[str] = []
+
+    def scalar(item: Any) -> str:
+        if isinstance(item, dict):
+            return "{ " + ", ".join(f"{k} = {scalar(v)}" for k, v in item.items() if v is not None) + " }"
+        if isinstance(item, (list, tuple)):
+            return "[" + ", ".join(scalar(v) for v in item) + "]"
+        if isinstance(item, bool):
+            return "true" if item else "false"
+        # JSON's string escapes are TOML's basic-string escapes.
+        return json.dumps(item) if isinstance(item, str) else repr(item)
+
+    for name, table in value.items():
+        lines = [f"{key} = {scalar(item)}" for key, item in table.items() if item is not None and item != {}]
+        tables.append(f"[{name}]\n" + "\n".join(lines) + ("\n" if lines else ""))
+    return "\n".join(tables)

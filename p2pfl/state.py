@@ -1,0 +1,198 @@
+"""Everything one participant knows, and the verbs that all parts of the peer use: emit, send, commit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl import ledger as ledgers
+from p2pfl.consortium import Consortium
+from p2pfl.events import (
+    Body,
+    Commit,
+    Effect,
+    Fact,
+    Header,
+    Hello,
+    Kind,
+    Message,
+    Penalise,
+    Send,
+    Trained,
+    Vector,
+)
+from p2pfl.gossip.links import Links
+from p2pfl.ids import PeerId, RunId
+from p2pfl.mass import Mass
+from p2pfl.neighbours import Neighbours
+from p2pfl.run import RunSpec
+from p2pfl.schedule import Schedule
+from p2pfl.trust.audit import Head
+
+__all__ = ["Phase", "State"]
+
+
+class Phase(Enum):
+    """Where a peer is in the life of a run; the values are shown to people and travel in HELLO."""
+
+    IDLE = "idle"
+    WAITING = "waiting"
+    JOINING = "joining"
+    RUNNING = "running"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    JUDGING = "judging"
+    LEAVING = "leaving"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """One participant in one run.  The first block is given, the second durable, the third volatile."""
+
+    me: PeerId
+    spec: RunSpec
+    run: RunId
+    agreement: bytes
+    schedule: Schedule
+    consortium: Consortium
+    boot_session: int
+    entropy: bytes
+    memory_bytes: int
+
+    incarnation: int = 0
+    rebirths: int = 0
+    begun: bool = False
+    # Whom I began with, by incarnation.
+    starters: dict[str, int] = field(default_factory=dict)
+    round: int = 0
+    nominal: float = 1.0
+    mass: Mass = field(default_factory=lambda: Mass(np.zeros(0, np.float32), 0))
+    links: Links = field(default_factory=Links)
+    pool: ledgers.Pool = field(default_factory=ledgers.Pool)
+    pooled: NDArray[np.float64] | None = None
+    head: Head | None = None
+    left: set[str] = field(default_factory=set)
+    learner_state: bytes = b""
+    initial_digest: bytes = b""
+    finished: str = ""
+
+    phase: Phase = Phase.IDLE
+    reason: str = ""
+    now: float = 0.0
+    effects: list[Effect] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    schema_hash: bytes = b""
+    statistics: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    trained: Trained | None = None
+    fit_from: Vector | None = None
+    learner_restored: bool = True
+    learner_faults: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    deadline: float | None = None
+    tick: float | None = None
+    round_began_at: float = 0.0
+    low_rounds: int = 0
+    held: bool = False
+    leaving: bool = False
+    settle_until: float = 0.0
+    # What the last commit revealed and may have to be said again: statements and states, by recipient.
+    last_words: list[Send] = field(default_factory=list)
+
+    # --- verbs ---------------------------------------------------------------------------------------
+
+    def emit(self, effect: Effect) -> None:
+        """Ask the driver for something, after what was asked before."""
+        self.effects.append(effect)
+
+    def fact(self, event: str, level: str = "info", **fields: Any) -> None:
+        """Note something for the log and the tables; it leaves with the next Commit."""
+        self.facts.append(Fact(event=event, level=level, fields=fields))
+
+    def fault(self, peer: PeerId, kind: str) -> None:
+        """`peer` broke the protocol."""
+        self.emit(Penalise(peer=peer, fault=kind))
+        self.fact("fault of a peer", "warning", peer=peer, fault=kind)
+
+    def header(self, recipient: PeerId, kind: Kind, **fields: Any) -> Header:
+        """A header from here and now."""
+        return Header(
+            run=self.run,
+            sender=self.me,
+            recipient=recipient,
+            incarnation=self.incarnation,
+            boot_session=self.boot_session,
+            kind=kind,
+            round=self.round,
+            issued_at=self.now,
+            **fields,
+        )
+
+    def send(self, peer: PeerId, kind: Kind, body: Body, **fields: Any) -> None:
+        """Send a structured body."""
+        self.emit(Send(peer=peer, message=Message(header=self.header(peer, kind, **fields), body=body)))
+
+    def greet(self, peer: PeerId) -> None:
+        """Say HELLO: where I stand in the run and on our two edges."""
+        hello = Hello(
+            agreement=self.agreement.decode(),
+            begun=self.begun,
+            phase=self.phase.value,
+            initial_digest=self.initial_digest,
+            accepts=self.consortium.accepts(peer),
+            roster_digest=self.consortium.digest(),
+            counted=self.starters.get(peer, 0) == self.links.edge_from(peer).incarnation != 0,
+            **self.links.greet(peer),
+        )
+        self.send(peer, Kind.HELLO, hello)
+
+    def commit(self) -> None:
+        """Ask for everything durable to be written, with the facts gathered since the last time."""
+        self.pool.retain({entry.header.digest.hex() for _, entry in self.links.unresolved()})
+        ledger = ledgers.Ledger(
+            run=self.run,
+            incarnation=self.incarnation,
+            rebirths=self.rebirths,
+            begun=self.begun,
+            starters=self.starters,
+            round=self.round,
+            nominal=self.nominal,
+            w=self.mass.w,
+            statistics=self.mass.state.s[0].tolist(),
+            pooled=None if self.pooled is None else self.pooled.tolist(),
+            out=self.links.out,
+            into=self.links.into,
+            entered=self.links.entered,
+            written_off=self.links.written_off,
+            head=self.head,
+            consortium=self.consortium.to_bytes(),
+            left=sorted(self.left),
+            learner_state=self.learner_state,
+            initial_digest=self.initial_digest,
+            finished=self.finished,
+        )
+        model = self.mass.model if self.mass.w == 0 else None
+        snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool)
+        self.emit(Commit(snapshot=snapshot, facts=tuple(self.facts)))
+        self.facts = []
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    def digest_of_model(self) -> bytes:
+        """SHA-256 of x as it stands: what a statement commits to and two drivers must agree on."""
+        return hashlib.sha256(np.ascontiguousarray(self.mass.state.x).view(np.uint8).data).digest()
+
+    def members(self) -> tuple[PeerId, ...]:
+        """The roster that plans are made for: members now, less those that left, by PeerId."""
+        return tuple(p for p in self.consortium.members(self.now) if p not in self.left)
+
+    def seed(self, purpose: int) -> tuple[int, ...]:
+        """Seeds for `numpy.random.default_rng`: no draw depends on another peer's."""
+        identity = int.from_bytes(hashlib.sha256(self.me.encode()).digest()[:8], "big")
+        return (self.spec.run.seed, purpose, identity, self.round)
