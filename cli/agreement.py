@@ -1,0 +1,153 @@
+"""An agreement in plain words, and what it will cost one site."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2pfl.errors import ConfigError, LearnerError
+
+if TYPE_CHECKING:
+    from p2pfl.run import RunSpec
+
+__all__ = ["Cost", "check_mixing", "cost_of", "in_plain_words"]
+
+# A share holds the parameters as float32 and the pooled sums as float64.
+_PARAMETER_BYTES = 4
+_SUM_BYTES = 8
+# At most this many shares of one edge are unresolved (gossip/links.py), at either end.
+_UNRESOLVED_SHARES = 2
+# x, the de-biased model and the fit's result, all in the node's own process.
+_WORKING_COPIES = 3
+
+
+def in_plain_words(spec: RunSpec) -> str:
+    """What a site agrees to when it joins: data, length, learner, trust, privacy."""
+    run, learner, trust = spec.run, spec.learner, spec.trust
+    what = "every floating-point parameter of the model"
+    if learner.share != ("*",):
+        what = f"the parameters named {', '.join(learner.share)}"
+    if learner.standardise == "federation":
+        what += ", and once the count, sum and sum of squares of each column"
+    code = f"runs {learner.module} (code on this machine)"
+    if learner.model is not None:
+        code = f"a built-in {learner.model.kind} model"
+    norm = "" if trust.max_norm is None else f", and refuses models of a norm above {trust.max_norm:g}"
+    lines = (
+        (
+            "run",
+            f"{run.name}: {run.rounds} rounds of {learner.local_steps} steps, {run.closing_rounds} of mixing",
+        ),
+        (
+            "begins",
+            f"when {run.members_at_start} members are there; a round waits {run.deadline_s:g} s at most",
+        ),
+        ("shared", f"{what}; rows, metrics and logs stay here"),
+        ("with whom", f"{spec.gossip.topology.kind} topology, {spec.gossip.averaging.kind} averaging"),
+        ("learner", code),
+        (
+            "weight",
+            "sites weigh by their number of rows"
+            if run.weights == "samples"
+            else "every site weighs the same",
+        ),
+        ("trust", f"{trust.quorum} of {len(trust.founders)} founders admit and revoke members{norm}"),
+        ("privacy", "no noise is added: whoever receives a model may learn something of the rows behind it"),
+    )
+    return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def check_mixing(spec: RunSpec) -> dict[str, Any]:
+    """How the plan mixes: largest degrees, and rounds to a common model.
+
+    Raises ConfigError when the averaging cannot converge on the plan, or no path joins all members.
+    """
+    from p2pfl.gossip import averaging, topology
+    from p2pfl.schedule import schedule
+
+    options, n, seed = spec.gossip.topology, spec.run.members_at_start, spec.run.seed
+    plans = [topology.plan(options, t, n, seed) for t in range(topology.period(options, n))]
+    for plan in plans:
+        topology.check(plan, averaging.mixer_of(spec.gossip.averaging))
+    if not topology.is_strongly_connected(*plans):
+        raise ConfigError(
+            f"gossip.topology {options.kind!r} of {n} members is not strongly connected: they never agree; "
+            "add edges, or use another kind"
+        )
+    outs = [max((len(plan.out_neighbours(i)) for i in range(n)), default=0) for plan in plans]
+    ins = [max((len(plan.in_neighbours(i)) for i in range(n)), default=0) for plan in plans]
+    rounds = schedule(spec)
+    return {
+        "members": n,
+        "out_neighbours": sum(outs) / len(outs),
+        "in_neighbours": max(ins),
+        "opening_rounds": rounds.opening,
+        "rounds_in_all": rounds.total,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a round costs one site.  `seconds_per_step` is measured here, on one batch."""
+
+    parameters: int
+    samples: int
+    share_bytes: int
+    bytes_sent_per_round: int
+    memory_bytes: int
+    inbox_bytes: int
+    seconds_per_round: float
+    metrics: dict[str, float]
+
+
+def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name: str) -> Cost:
+    """Build the learner, fit one batch, evaluate, and reckon a round's bytes, memory and time.
+
+    Raises LearnerError and ConfigError: what the learner's code got wrong.
+    """
+    import sys
+
+    import numpy as np
+
+    from p2pfl.learn import factory
+    from p2pfl.learn.learner import Site
+
+    sys.path.insert(0, str(folder))
+    site = Site(data=data, name=name, seed=spec.run.seed, local_steps=1, options=spec.learner)
+    learner = factory.build(factory.resolve(spec.learner), site)
+    sums = factory.statistics_of(learner)
+    if spec.learner.standardise == "federation":
+        learner.standardise(sums)  # type: ignore[attr-defined]
+    start = learner.parameters()
+    try:
+        # The first fit of a process also loads libraries; the second is like those of a run.
+        update = learner.fit(start, np.random.default_rng(spec.run.seed))
+        began = time.perf_counter()
+        learner.fit(start, np.random.default_rng(spec.run.seed))
+        seconds = time.perf_counter() - began
+        metrics = dict(learner.evaluate(update.parameters))
+    except LearnerError:
+        raise
+    except Exception as error:
+        # The user's code may raise anything.
+        raise LearnerError(f"the learner raised {type(error).__name__}: {error}") from error
+    if update.parameters.shape != start.shape or update.parameters.dtype != np.float32:
+        raise LearnerError(
+            f"fit gave {update.parameters.dtype} {update.parameters.shape}, expected float32 {start.shape}"
+        )
+    if not np.isfinite(update.parameters).all():
+        raise LearnerError("one batch made the parameters infinite or NaN; lower the learning rate")
+    share = _PARAMETER_BYTES * len(start) + _SUM_BYTES * len(sums)
+    inbox = _UNRESOLVED_SHARES * mixing["in_neighbours"] * share
+    return Cost(
+        parameters=len(start),
+        samples=factory.samples_of(learner),
+        share_bytes=share,
+        bytes_sent_per_round=round(mixing["out_neighbours"] * share),
+        memory_bytes=inbox + (_WORKING_COPIES + _UNRESOLVED_SHARES) * share,
+        inbox_bytes=inbox,
+        seconds_per_round=seconds * spec.learner.local_steps,
+        metrics={key: float(value) for key, value in metrics.items()},
+    )

@@ -1,0 +1,272 @@
+"""`p2pfl trust`: who is believed, who is told, and who may come in."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2pfl.errors import ConfigError, NotRunningError, RefusedError
+from p2pfl.ids import PeerId, short
+
+from . import home as homes
+from .terminal import Terminal, columns, pass_terminal
+
+if TYPE_CHECKING:
+    from p2pfl.run import RunSpec
+    from p2pfl.trust.certificates import Certificate
+    from p2pfl.trust.identity import Identity
+
+__all__ = ["trust"]
+
+# Levels by the words of trust/relations.py, which is not loaded for --help; a test holds them equal.
+_LEVELS = ("deny", "quarantine", "limited", "normal", "pinned")
+_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(epilog="Example: p2pfl trust invite 12D3KooW... --for 7d --name st-marys")
+def trust() -> None:
+    """Who is believed and who is told: list, invite, admit, set, ban."""
+
+
+def _seconds(text: str) -> float:
+    """`7d`, `12h`, `30m`, `2w` in seconds.  Raises ConfigError."""
+    found = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    if found is None or int(found[1]) == 0:
+        raise ConfigError(f"{text!r} is no duration; write it like 30m, 12h, 7d or 2w")
+    return int(found[1]) * _UNITS_S[found[2]]
+
+
+def _day(at: Any) -> str | None:
+    return None if at is None else datetime.fromtimestamp(float(at), UTC).strftime("%Y-%m-%d")
+
+
+@trust.command("list", epilog="Example: p2pfl trust list --json")
+@pass_terminal
+def list_(terminal: Terminal) -> None:
+    """Every peer that is or was a member, or has levels of its own."""
+    from .client import ControlClient
+
+    with ControlClient(terminal.home) as node:
+        found = node.get("/v1/trust")["trust"]
+    rows = []
+    for peer in found:
+        marks = [word for word, key in (("this node", "self"), ("founder", "founder")) if peer.get(key)]
+        cells = [peer.get(key) for key in ("standing", "share", "accept")]
+        expires = _day(peer.get("expires_at"))
+        rows.append(
+            [short(PeerId(peer["peer_id"])), peer.get("name") or None, *cells, expires, ", ".join(marks)]
+        )
+    header = ("peer", "name", "standing", "share", "accept", "expires", "")
+    terminal.result({"trust": found}, columns(rows, header))
+
+
+def _founder_of(terminal: Terminal, file: Path | None) -> tuple[Identity, RunSpec]:
+    """The node's key and the agreement it is a founder of.  Raises RefusedError when it is none."""
+    from p2pfl.run import load
+
+    identity = homes.identity_of(terminal.home)
+    spec = load(file) if file is not None else homes.joined_run(terminal.home)
+    if spec is None:
+        raise ConfigError(f"the node in {terminal.home} has joined no run; name the agreement with --run")
+    if identity.peer_id not in spec.trust.founders:
+        raise RefusedError(
+            f"{identity.peer_id} is no founder of {spec.run.name!r}, and only founders admit; ask one of them"
+        )
+    return identity, spec
+
+
+def _missing(spec: RunSpec, certificate: Certificate) -> int:
+    from p2pfl.ids import parse_peer_id
+    from p2pfl.run import run_id
+    from p2pfl.trust.membership import genesis, signatures_missing
+
+    founders = tuple(parse_peer_id(founder) for founder in spec.trust.founders)
+    return signatures_missing(genesis(run_id(spec), founders, spec.trust.quorum), certificate)
+
+
+def _own_addresses(terminal: Terminal, identity: Identity) -> list[str]:
+    """Where the invited peer finds this founder: the running node's addresses, else those in node.toml."""
+    from p2pfl.settings import load
+
+    from .client import ControlClient
+
+    with ControlClient(terminal.home) as node:
+        try:
+            return list(node.get("/v1/status").get("addresses") or ())
+        except NotRunningError:
+            settings = load(terminal.home).node
+    tail = f"/p2p/{identity.peer_id}"
+    # A wildcard is no address that others could dial.
+    listen = [
+        a for a in settings.listen if not a.startswith(("/ip4/0.0.0.0/", "/ip6/::/")) and "/tcp/0" not in a
+    ]
+    own = [address if "/p2p/" in address else address + tail for address in (*settings.announce, *listen)]
+    return [*own, *settings.bootstrap]
+
+
+def _reachable(addresses: list[str]) -> list[str]:
+    """The addresses that fit a ticket, those that other machines can dial first."""
+    from p2pfl.trust.tickets import MAX_ADDRESS_BYTES, MAX_ADDRESSES
+
+    known = [a for a in dict.fromkeys(addresses) if len(a.encode()) <= MAX_ADDRESS_BYTES]
+    known.sort(key=lambda address: address.startswith(("/ip4/127.", "/ip6/::1/")))
+    return known[:MAX_ADDRESSES]
+
+
+@trust.command(epilog="Example: p2pfl trust invite 12D3KooW... --for 7d --name st-marys")
+@click.argument("peer", metavar="PEERID")
+@click.option(
+    "--for", "duration", default="7d", show_default=True, help="Until when the ticket must be used."
+)
+@click.option("--run", "file", type=_FILE, help="The agreement, instead of the joined one.")
+@click.option("--name", default="", help="What the invited peer is called.")
+@click.option("--address", "addresses", multiple=True, metavar="MULTIADDR", help="Where members are reached.")
+@pass_terminal
+def invite(
+    terminal: Terminal, peer: str, duration: str, file: Path | None, name: str, addresses: tuple[str, ...]
+) -> None:
+    """Make a ticket that admits PEERID, the id that its `node init` printed.
+
+    The ticket is a certificate for that key alone, so it may travel by mail; who steals it cannot use it.
+    """
+    from p2pfl.ids import parse_peer_id
+    from p2pfl.run import run_id
+    from p2pfl.trust.certificates import issue_certificate
+    from p2pfl.trust.tickets import write_ticket
+
+    identity, spec = _founder_of(terminal, file)
+    subject = parse_peer_id(peer)
+    if subject in spec.trust.founders:
+        raise ConfigError(f"{subject} is a founder and needs no ticket; it runs `p2pfl run join run.toml`")
+    certificate = issue_certificate(
+        identity,
+        run=run_id(spec),
+        subject=subject,
+        name=name,
+        now=time.time(),
+        nonce=secrets.token_bytes(16),
+        use_within_s=_seconds(duration),
+    )
+    where = _reachable(list(addresses) or _own_addresses(terminal, identity))
+    if not where:
+        terminal.warn("the ticket holds no address: start this node first, set `announce`, or give --address")
+    ticket = write_ticket(certificate, where)
+    missing = _missing(spec, certificate)
+    if missing:
+        terminal.note(
+            f"{missing} more founders must countersign it: `p2pfl trust admit TICKET` on their nodes"
+        )
+    else:
+        terminal.note(f"{subject} joins by: p2pfl run join run.toml --ticket TICKET")
+    terminal.result(
+        {
+            "ticket": ticket,
+            "peer_id": subject,
+            "run_id": run_id(spec),
+            "use_by": certificate.use_by,
+            "expires_at": certificate.expires_at,
+            "signatures_missing": missing,
+            "addresses": where,
+        },
+        ticket,
+    )
+
+
+@trust.command(epilog="Example: p2pfl trust admit p2pfl1...")
+@click.argument("ticket")
+@click.option("--run", "file", type=_FILE, help="The agreement, instead of the joined one.")
+@pass_terminal
+def admit(terminal: Terminal, ticket: str, file: Path | None) -> None:
+    """Countersign a ticket that another founder made, and admit its peer once enough have signed.
+
+    Prints the ticket with this founder's signature, for the next founder or for the invited peer.
+    """
+    from p2pfl.run import run_id
+    from p2pfl.trust.certificates import countersign
+    from p2pfl.trust.tickets import parse_ticket, write_ticket
+
+    from .client import ControlClient
+
+    identity, spec = _founder_of(terminal, file)
+    parsed = parse_ticket(ticket)
+    if parsed.run != run_id(spec):
+        raise RefusedError(
+            f"the ticket is for run {short(parsed.run)}, this node's is {short(run_id(spec))}; "
+            "compare the agreements with `p2pfl run hash`"
+        )
+    certificate = countersign(parsed.certificate, identity)
+    addresses = _reachable([*parsed.addresses, *_own_addresses(terminal, identity)])
+    signed = write_ticket(certificate, addresses)
+    missing = _missing(spec, certificate)
+    admitted = False
+    if not missing:
+        with ControlClient(terminal.home) as node:
+            try:
+                node.post("/v1/trust/admit", {"ticket": signed})
+                admitted = True
+            except NotRunningError:
+                terminal.note(
+                    "this node is not running; the peer is admitted when it shows the ticket to a member"
+                )
+    else:
+        terminal.note(f"{missing} more founders must countersign it")
+    terminal.result(
+        {
+            "ticket": signed,
+            "peer_id": certificate.subject,
+            "signatures_missing": missing,
+            "admitted": admitted,
+        },
+        signed,
+    )
+
+
+@trust.command(epilog="Example: p2pfl trust ban st-marys --reason 'sends poison'")
+@click.argument("peer")
+@click.option("--reason", default="", help="In 64 bytes at most; every member sees it.")
+@pass_terminal
+def ban(terminal: Terminal, peer: str, reason: str) -> None:
+    """Deny PEER in both directions here, and as a founder vote to revoke it everywhere.
+
+    PEER is an id, a name, or the beginning or end of an id.
+    """
+    from .client import ControlClient, one_peer
+
+    with ControlClient(terminal.home) as node:
+        wanted = one_peer(peer, node.get("/v1/trust")["trust"])
+        answer = node.post("/v1/trust/ban", {"peer": wanted, "reason": reason})
+    text = f"{wanted} is banned here"
+    if answer.get("revoked"):
+        text = f"{wanted} is revoked: no member accepts it any more"
+    elif answer.get("votes"):
+        text += f"; {answer['votes']} of {answer['quorum']} founders have voted to revoke it"
+    terminal.result({"peer_id": wanted, **answer}, text)
+
+
+@trust.command("set", epilog="Example: p2pfl trust set st-marys --share deny --accept limited")
+@click.argument("peer")
+@click.option("--share", type=click.Choice(_LEVELS), help="How far PEER is told.")
+@click.option("--accept", type=click.Choice(_LEVELS), help="How far PEER is believed.")
+@pass_terminal
+def set_(terminal: Terminal, peer: str, share: str | None, accept: str | None) -> None:
+    """Decide whom this site tells and whom it believes; neither asks for the other.
+
+    PEER is an id, a name, or the beginning or end of an id.
+    """
+    from .client import ControlClient, one_peer
+
+    levels = {key: value for key, value in (("share", share), ("accept", accept)) if value is not None}
+    if not levels:
+        raise ConfigError("nothing to set; give --share, --accept or both")
+    with ControlClient(terminal.home) as node:
+        wanted = one_peer(peer, node.get("/v1/trust")["trust"])
+        answer = node.post("/v1/trust/set", {"peer": wanted, **levels})
+    said = ", ".join(f"{key} {value}" for key, value in levels.items())
+    terminal.result({"peer_id": wanted, **answer}, f"{wanted}: {said}")

@@ -1,0 +1,240 @@
+"""What a node answers to the people who run it: views as plain values, and commands carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, RefusedError
+from p2pfl.events import Commanded
+from p2pfl.gossip import topology
+from p2pfl.ids import PeerId, parse_peer_id
+from p2pfl.node import backup, snapshots
+from p2pfl.node.node import Node
+from p2pfl.node.telemetry import EventHub
+from p2pfl.trust import certificates, relations, tickets
+
+__all__ = ["Desk"]
+
+
+class Desk:
+    """The counter of one node (`control.ControlTarget`)."""
+
+    def __init__(self, node: Node, *, name: str, run_sync: Callable[..., Any]) -> None:
+        """run_sync: runs a blocking function elsewhere, as `trio.to_thread.run_sync` does."""
+        self._node = node
+        self._name = name
+        self._run_sync = run_sync
+
+    @property
+    def hub(self) -> EventHub:
+        """The node's facts."""
+        return self._node.hub
+
+    def status(self) -> dict[str, Any]:
+        """The keys of `p2pfl status --json`."""
+        node, view = self._node, self._node.view
+        spec = node.peer.state.spec
+        expected = view.entered - view.written_off
+        mass = {
+            "w": view.w,
+            "weight0": view.nominal,
+            "in_flight": view.in_flight,
+            "entered": view.entered,
+            "written_off": view.written_off,
+            "expected": expected,
+        }
+        return {
+            "peer_id": view.me,
+            "name": self._name,
+            "addresses": list(node.transport.addresses()),
+            "run_id": view.run,
+            "run_name": spec.run.name,
+            "round": view.training_round,
+            "rounds": view.rounds,
+            "stage": view.stage,
+            "state": view.phase,
+            "reason": view.reason,
+            "peers": sum(bool(one["up"]) for one in view.neighbours.values()),
+            "members": len(view.members),
+            "roster": list(view.members),
+            "metric": dict(view.metrics),
+            "mass": None if spec.gossip.averaging.kind == "d-psgd" else mass,
+            "incarnation": view.incarnation,
+            "finished": view.finished,
+        }
+
+    def peers(self) -> list[dict[str, Any]]:
+        """One entry a member, this node left out."""
+        node, view = self._node, self._node.view
+        consortium = node.peer.state.consortium
+        rows = []
+        for peer in view.members:
+            if peer == view.me:
+                continue
+            one = view.neighbours.get(peer, {})
+            certificate = consortium.membership.certificates.get(peer)
+            state = "late" if one.get("late") else ("connected" if one.get("up") else "disconnected")
+            rows.append(
+                {
+                    "peer_id": peer,
+                    "name": certificate.name if certificate else "founder",
+                    "state": state,
+                    "round": one.get("round"),
+                    "share": relations.share_level(consortium.relations, peer).name.lower(),
+                    "accept": relations.accept_level(consortium.relations, peer).name.lower(),
+                    "accepts_us": one.get("accepting", True),
+                    "addresses": list(consortium.addresses(peer)),
+                    "sent_w": one.get("sent_w"),
+                    "absorbed_w": one.get("absorbed_w"),
+                    "unresolved": one.get("unresolved"),
+                    "last_seen": one.get("seen_at"),
+                    "expires_at": certificate.expires_at if certificate else None,
+                }
+            )
+        return rows
+
+    def rounds(self, since: int) -> list[dict[str, Any]]:
+        """The rounds from `since` on, oldest first."""
+        return self._node.store.rounds(self._node.peer.state.run, since)
+
+    def topology(self) -> dict[str, Any]:
+        """The present plan."""
+        view, spec = self._node.view, self._node.peer.state.spec
+        members = view.members
+        plan = topology.plan(spec.gossip.topology, view.round, len(members), spec.run.seed)
+        edges = [
+            {"source": members[i], "target": members[j], "weight": c}
+            for i in range(len(members))
+            for j, c in zip(plan.out_neighbours(i), plan.fractions(i)[1], strict=True)
+        ]
+        names = {row["peer_id"]: row["name"] for row in self.peers()} | {view.me: self._name}
+        return {
+            "round": view.training_round,
+            "kind": spec.gossip.topology.kind,
+            "peers": [{"peer_id": peer, "name": names.get(peer, "")} for peer in members],
+            "edges": edges,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """The agreement in canonical form and its RunId."""
+        state = self._node.peer.state
+        return {"run_id": state.run, "agreement": json.loads(state.agreement)}
+
+    def trust(self) -> list[dict[str, Any]]:
+        """One entry a peer that is or was a member, or has levels of its own."""
+        node = self._node
+        consortium, now = node.peer.state.consortium, node.clock.now()
+        known = (
+            set(consortium.membership.founders)
+            | set(consortium.membership.certificates)
+            | set(consortium.membership.revocations)
+            | set(consortium.relations.banned)
+            | set(consortium.relations.share_with)
+            | set(consortium.relations.accept_from)
+        )
+        rows = []
+        for peer in sorted(known):
+            certificate = consortium.membership.certificates.get(peer)
+            rows.append(
+                {
+                    "peer_id": peer,
+                    "name": certificate.name if certificate else "",
+                    "founder": peer in consortium.membership.founders,
+                    "self": peer == node.identity.peer_id,
+                    "standing": consortium.standing(peer, now),
+                    "share": relations.share_level(consortium.relations, peer).name.lower(),
+                    "accept": relations.accept_level(consortium.relations, peer).name.lower(),
+                    "expires_at": certificate.expires_at if certificate else None,
+                }
+            )
+        return rows
+
+    def stop(self, after_round: bool) -> None:
+        """Save and stop, now or once the round under way is committed."""
+        self._node.stop(after_round)
+
+    def metrics(self) -> bytes:
+        """The Prometheus text of this node."""
+        view = self._node.view
+        self._node.telemetry.connected(sum(bool(one["up"]) for one in view.neighbours.values()))
+        return self._node.telemetry.render()
+
+    def ready(self) -> bool:
+        """Whether the node listens and its learner is built."""
+        return self._node.started.is_set()
+
+    async def command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one of `control.VERBS`.  Raises P2PFLError."""
+        node = self._node
+        match verb:
+            case "leave" | "pause" | "resume":
+                await node.ask(Commanded(verb=verb))
+                return {"state": node.view.phase, "reason": node.view.reason}
+            case "ban":
+                return await self._ban(self._peer(arguments["peer"]), arguments.get("reason", ""))
+            case "admit":
+                return await self._admit(arguments["ticket"])
+            case "set":
+                peer = self._peer(arguments["peer"])
+                levels: dict[str, Any] = {k: v for k, v in arguments.items() if k in ("share", "accept")}
+                for word in levels.values():
+                    relations.parse_level(word)
+                await node.ask(Commanded(verb="set", arguments={"peer": peer, **levels}))
+                return {"peer_id": peer, **levels}
+            case "ping":
+                peer = self._peer(arguments["peer"])
+                return {"peer_id": peer, "rtt_ms": round(1000 * await node.wires.ping(peer), 3)}
+            case "backup":
+                path = Path(arguments["path"])
+                await self._run_sync(backup.backup, node.store, path)
+                return {"path": str(path)}
+            case "export":
+                path = Path(arguments["path"])
+                digest = await self._run_sync(snapshots.export, path, node.named_model())
+                return {"path": str(path), "digest": digest, "round": node.view.training_round}
+        raise ConfigError(f"there is no command {verb!r}")
+
+    def _peer(self, text: str) -> PeerId:
+        return parse_peer_id(text)
+
+    async def _ban(self, peer: PeerId, reason: str) -> dict[str, Any]:
+        node = self._node
+        consortium = node.peer.state.consortium
+        if peer == node.identity.peer_id:
+            raise RefusedError("a node cannot ban itself; `p2pfl run leave` leaves the run")
+        arguments: dict[str, Any] = {"peer": peer}
+        if node.identity.peer_id in consortium.membership.founders:
+            revocation = certificates.issue_revocation(
+                node.identity,
+                run=consortium.membership.run,
+                subject=peer,
+                reason=reason,
+                now=node.clock.now(),
+            )
+            arguments["revocation"] = certificates.encode_revocation(revocation)
+        await node.ask(Commanded(verb="ban", arguments=arguments))
+        held = consortium.membership.revocations.get(peer)
+        votes = len(held.votes) if held else 0
+        return {
+            "peer_id": peer,
+            "standing": consortium.standing(peer, node.clock.now()),
+            "votes": votes,
+            "quorum": consortium.membership.quorum,
+            "revoked": votes >= consortium.membership.quorum,
+        }
+
+    async def _admit(self, text: str) -> dict[str, Any]:
+        node = self._node
+        certificate = tickets.parse_ticket(text).certificate
+        await node.ask(
+            Commanded(verb="admit", arguments={"certificate": certificates.encode_certificate(certificate)})
+        )
+        standing = node.peer.state.consortium.standing(certificate.subject, node.clock.now())
+        if standing != "member":
+            raise RefusedError(
+                f"{certificate.subject} is not admitted ({standing}); has a quorum of founders signed?"
+            )
+        return {"peer_id": certificate.subject, "standing": standing}
