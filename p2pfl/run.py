@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ __all__ = [
 
 # An agreement travels in every HELLO, whose frame has 64 KiB; larger ones belong in the learner's own files.
 MAX_AGREEMENT_BYTES = 32 * 1024
+# Differing keys named to a person; one is usually enough to see what happened.
+MAX_DIFFERING = 16
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 
 class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -155,15 +159,18 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing_keys(ours: bytes, theirs: bytes) -> tuple[str, ...]:
-    """The dotted keys in which two canonical forms differ; `("?",)` when theirs cannot be read."""
+    """The dotted keys in which two canonical forms differ, at most MAX_DIFFERING of them.
+
+    Theirs comes from a peer: what cannot be read, or is no key of an agreement, is shown as "?".
+    """
     try:
         mine, other = _leaves(json.loads(ours)), _leaves(json.loads(theirs))
     except (ValueError, RecursionError):
         return ("?",)
     missing = object()
-    return tuple(
-        k for k in sorted(mine.keys() | other.keys()) if mine.get(k, missing) != other.get(k, missing)
-    )
+    differing = (k for k in mine.keys() | other.keys() if mine.get(k, missing) != other.get(k, missing))
+    shown = sorted({key if _KEY.fullmatch(key) else "?" for key in differing})
+    return tuple(shown[:MAX_DIFFERING])
 
 
 def write_toml(value: Any) -> str:

@@ -86,7 +86,7 @@ class Workshop:
         self._progress = job.progress
         try:
             self._prepare(job.statistics, job.learner_state)
-            start = np.array(_checked_vector(job.parameters, self._first.size))
+            start = _checked_vector(job.parameters, self._first.size)
             update = self._learner.fit(start, np.random.default_rng(job.seed))
             parameters = _checked_vector(getattr(update, "parameters", update), self._first.size)
             metrics = _checked_metrics(getattr(update, "metrics", {}))
@@ -104,7 +104,7 @@ class Workshop:
         """
         try:
             self._prepare(job.statistics, learner_state)
-            start = np.array(_checked_vector(job.parameters, self._first.size))
+            start = _checked_vector(job.parameters, self._first.size)
             metrics = _checked_metrics(self._learner.evaluate(start))
         except (Exception, SystemExit) as error:
             self.fault = reason(error)

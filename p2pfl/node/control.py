@@ -20,13 +20,13 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from p2pfl.errors import (
-    AggregationError,
     ConfigError,
     LearnerError,
     NotRunningError,
@@ -79,7 +79,6 @@ _ERRORS: tuple[tuple[type[P2PFLError], str, int], ...] = (
     (RemoteError, "remote", 502),
     (NotRunningError, "not-running", 409),
     (LearnerError, "learner", 500),
-    (AggregationError, "aggregation", 500),
     (StoreError, "store", 500),
 )
 
@@ -89,7 +88,7 @@ class Hub(Protocol):
 
     @property
     def last(self) -> int:
-        """The number of the last fact published."""
+        """The number of the last fact."""
 
     def subscribe(self, since: int) -> AsyncIterator[tuple[int, Fact]]:
         """Facts numbered above `since`, first the remembered ones, then as they come."""
@@ -229,28 +228,9 @@ class _Events:
         if self._at >= self._last:
             raise StopAsyncIteration
         self._at, fact = await anext(self._facts)
-        data = {
-            "v": 1,
-            "seq": self._at,
-            "event": fact.event,
-            "level": fact.level,
-            "fields": plain(fact.fields),
-        }
-        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+        said = plain({"event": fact.event, "level": fact.level, "fields": fact.fields})
+        text = json.dumps({"v": 1, "seq": self._at, **said}, allow_nan=False, separators=(",", ":"))
         return f"id: {self._at}\ndata: {text}\n\n".encode()
-
-
-def _probes(target: ControlTarget) -> list[Route]:
-    async def metrics(_: Request) -> Response:
-        return Response(target.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def healthz(_: Request) -> Response:
-        return _answer({"healthy": True})
-
-    async def readyz(_: Request) -> Response:
-        return _answer({"ready": target.ready()}, 200 if target.ready() else 503)
-
-    return [Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)]
 
 
 def _reader(read: Callable[[Request], Mapping[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -258,6 +238,17 @@ def _reader(read: Callable[[Request], Mapping[str, Any]]) -> Callable[[Request],
         return _answer(read(request))
 
     return endpoint
+
+
+def _probes(target: ControlTarget) -> list[Route]:
+    async def metrics(_: Request) -> Response:
+        return Response(target.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def readyz(_: Request) -> Response:
+        return _answer({"ready": target.ready()}, 200 if target.ready() else 503)
+
+    healthz = _reader(lambda _: {"healthy": True})
+    return [Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)]
 
 
 def _commander(target: ControlTarget, verb: str) -> Callable[[Request], Awaitable[Response]]:
@@ -273,8 +264,9 @@ def control_app(target: ControlTarget, nursery: trio.Nursery) -> Starlette:
 
     async def events(request: Request) -> Response:
         follow = request.query_params.get("follow", "1") != "0"
+        since = target.hub.last if request.query_params.get("since") == "now" else _since(request)
         return StreamingResponse(
-            _Events(target.hub, _since(request), follow),
+            _Events(target.hub, since, follow),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
@@ -288,10 +280,16 @@ def control_app(target: ControlTarget, nursery: trio.Nursery) -> Starlette:
         after_round, timeout_s = arguments.get("after_round", False), arguments.get("timeout_s")
         if timeout_s is not None and not 0 <= timeout_s < math.inf:
             raise ConfigError("timeout_s must be a number of seconds, 0 or more")
-        target.stop(after_round)
-        if after_round and timeout_s is not None:
-            nursery.start_soon(stop_after, float(timeout_s))
-        return _answer({"stopping": True, "after_round": after_round}, 202)
+
+        async def stop_now() -> None:
+            target.stop(after_round)
+            if after_round and timeout_s is not None:
+                nursery.start_soon(stop_after, float(timeout_s))
+
+        # Stopping ends this server, so the answer goes first.
+        answer = _answer({"stopping": True, "after_round": after_round}, 202)
+        answer.background = BackgroundTask(stop_now)
+        return answer
 
     routes = [
         Route("/v1/status", _reader(lambda _: target.status())),
@@ -318,14 +316,11 @@ def metrics_app(target: ControlTarget) -> Callable[..., Awaitable[None]]:
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-            names = {host.rpartition(":")[0] or host for host in hosts}
-            if len(hosts) != 1 or not names <= {"127.0.0.1", "localhost", "[::1]"}:
-                refusal = _error(
-                    "refused", "this port answers to loopback names only; use http://127.0.0.1", 421
-                )
-                await refusal(scope, receive, send)
-                return
-        await app(scope, receive, send)
+            name = (hosts[0].rpartition(":")[0] or hosts[0]) if len(hosts) == 1 else ""
+            if name not in ("127.0.0.1", "localhost", "[::1]"):
+                refusal = _error("refused", "this port answers to loopback names; use http://127.0.0.1", 421)
+                return await refusal(scope, receive, send)
+        return await app(scope, receive, send)
 
     return guarded
 

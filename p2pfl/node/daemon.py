@@ -100,7 +100,7 @@ async def serve(
             limits=limits,
         )
 
-    learning: Learning = LearnerProcess()
+    learning: Learning = LearnerProcess(evaluate_s=spec.run.deadline_s)
     if settings.node.isolation == "thread":
         learning = InlineLearner()
     with Store.open(home) as store:

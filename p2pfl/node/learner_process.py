@@ -115,6 +115,9 @@ class LearnerProcess:
     async def train(self, job: Train) -> Trained:
         """Fit; the answer comes by `job.deadline` plus the grace, with a fault if need be."""
         async with self._turn:
+            if job.deadline <= trio.current_time():
+                self.fault = "the deadline passed before the fit could begin; evaluate less often"
+                return Trained(round=job.round, parameters=None, fault=self.fault)
             wrong = await self._prepare(job.parameters, job.statistics, job.deadline)
             if wrong:
                 return Trained(round=job.round, parameters=None, fault=wrong)

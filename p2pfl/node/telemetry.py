@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, get_args
 
 import numpy as np
 import structlog
@@ -17,25 +17,34 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from p2pfl.errors import ConfigError
 from p2pfl.events import Fact
+from p2pfl.trust.envelope import Refusal
+from p2pfl.trust.screening import REASONS
 
 __all__ = ["LEVELS", "FAULT_KINDS", "configure", "Telemetry", "EventHub", "Subscription"]
 
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-# The closed set of label values of p2pfl_faults_total; a fault named otherwise counts as "other".
-FAULT_KINDS = (
-    "learner",
-    "malformed",
-    "signature",
-    "screened",
-    "stale",
-    "replay",
-    "rate",
-    "oversize",
-    "equivocation",
-    "unreachable",
-    "transport",
-    "store",
-    "other",
+# The closed set of label values of p2pfl_faults_total: the words of screening and of the envelope, those of
+# the peer itself, "malformed" for bytes that could not be understood, "other" for a word that is not here.
+FAULT_KINDS: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        (
+            "learner",
+            "malformed",
+            *REASONS,
+            *get_args(Refusal),
+            "misaddressed",
+            "other-run",
+            "offer",
+            "statement",
+            "equivocation",
+            "notice",
+            "rollback-claim",
+            "address-record",
+            "certificate",
+            "revocation",
+            "other",
+        )
+    )
 )
 # Facts that a new subscriber can look back on: at four facts a round, some 250 rounds; well below a megabyte.
 _RING_FACTS = 1_000
@@ -127,7 +136,8 @@ class Telemetry:
         """Write the fact's log line and move the metrics it is about.
 
         "round committed": round, seconds, w, weight0, loss; bytes_sent and bytes_received of that round.
-        "evaluated": metrics.  "learner failed" is a fault of the learner.  Any other: `fault`, one of FAULT_KINDS; `connected`, members connected now.
+            "evaluated": metrics.  "learner failed": a fault of the learner.
+        Any other: `fault`, counted under one of FAULT_KINDS; `connected`, members connected now.
         """
         fields = fact.fields
         getattr(self._log, fact.level if fact.level in LEVELS else "info")(fact.event, **fields)
@@ -138,8 +148,7 @@ class Telemetry:
                 if (number := _number(value)) is not None and len(name) <= _MAX_LABEL:
                     self._metric.labels(name).set(number)
         if "fault" in fields:
-            kind = "learner" if fact.event == "learner failed" else str(fields["fault"])
-            self._faults.labels(kind if kind in FAULT_KINDS else "other").inc()
+            self._faults.labels(_fault_kind(fact)).inc()
         if (connected := _number(fields.get("connected"))) is not None:
             self._connected.set(connected)
 
@@ -252,6 +261,16 @@ def _without_content(
             case Mapping():
                 fields[name] = dict(_without_content(logger, method, dict(value)))
     return fields
+
+
+def _fault_kind(fact: Fact) -> str:
+    """The label of a fact's fault: a known word as it is, a sentence as what it always is about."""
+    if fact.event == "learner failed":
+        return "learner"
+    kind = str(fact.fields["fault"])
+    if " " in kind:
+        return "malformed"
+    return kind if kind in FAULT_KINDS else "other"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -11,7 +11,9 @@ from trio.testing import MockClock
 
 from p2pfl.errors import LearnerError
 from p2pfl.events import Evaluate, Metrics, Train, Vector
+from p2pfl.learn.data import load
 from p2pfl.learn.learner import Site, Update
+from p2pfl.learn.options import DataOptions
 from p2pfl.node.inline_learner import InlineLearner
 from p2pfl.node.learner_child import LearnerSpec
 
@@ -34,9 +36,9 @@ class Counting:
         return {"sum": float(parameters.sum())}
 
 
-def job(round: int = 1, deadline: float = 60.0) -> Train:
-    start = np.full(2, round, np.float32)
-    return Train(round=round, parameters=start, seed=(1, round), progress=0.5, deadline=deadline)
+def job(number: int = 1, deadline: float = 60.0) -> Train:
+    start = np.full(2, number, np.float32)
+    return Train(round=number, parameters=start, seed=(1, number), progress=0.5, deadline=deadline)
 
 
 async def test_jobs_go_in_and_events_come_out(autojump_clock: MockClock) -> None:
@@ -53,12 +55,7 @@ async def test_jobs_go_in_and_events_come_out(autojump_clock: MockClock) -> None
 async def test_the_built_in_learner_of_the_options_runs_on_a_given_data_set(
     autojump_clock: MockClock,
 ) -> None:
-    from p2pfl.learn.data import Dataset
-    from p2pfl.learn.options import DataOptions
-    from p2pfl.learn.data import load
-
     dataset = load("sklearn:wine", DataOptions(), 0)
-    assert isinstance(dataset, Dataset)
     learner = InlineLearner(dataset=dataset)
     ready = await learner.start(SPEC)
     assert ready.samples > 100

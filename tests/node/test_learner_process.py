@@ -105,14 +105,14 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     await site.process.aclose()
 
 
-def train(round: int = 1, **fields: Any) -> Train:
+def train(number: int = 1, **fields: Any) -> Train:
     """A job whose deadline is 1000 seconds away."""
-    values: dict[str, Any] = {"parameters": np.full(4, round, np.float32), "seed": (7, 2**70, round)}
-    return Train(round=round, progress=0.25, deadline=trio.current_time() + 1000, **(values | fields))
+    values: dict[str, Any] = {"parameters": np.full(4, number, np.float32), "seed": (7, 2**70, number)}
+    return Train(round=number, progress=0.25, deadline=trio.current_time() + 1000, **(values | fields))
 
 
-def evaluate(round: int = 1) -> Evaluate:
-    return Evaluate(round=round, parameters=np.ones(4, np.float32))
+def evaluate(number: int = 1) -> Evaluate:
+    return Evaluate(round=number, parameters=np.ones(4, np.float32))
 
 
 async def test_jobs_go_in_and_events_come_out(site: Site) -> None:
@@ -317,7 +317,7 @@ async def test_a_pipe_that_user_code_writes_nonsense_to_is_a_fault(site: Site) -
 
 
 async def test_a_learner_that_cannot_be_built_says_why(site: Site) -> None:
-    with pytest.raises(LearnerError, match="did not start.*no module 'absent'"):
+    with pytest.raises(LearnerError, match=r"did not start.*no module 'absent'"):
         await site.process.start(spec("absent:learner"))
     site.do("build", "raise OSError('no such ward')")
     with pytest.raises(LearnerError, match="no such ward"):
@@ -364,7 +364,7 @@ async def test_a_build_that_never_ends_is_a_fault_at_the_deadline(site: Site, mo
     site.do("build", "print('here', flush=True)\nwhile True: pass")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pass_the_deadline, site, mock_clock, 10_000.0)
-        with pytest.raises(LearnerError, match="did not start.*did not stop by the deadline"):
+        with pytest.raises(LearnerError, match=r"did not start.*did not stop by the deadline"):
             await site.start()
 
 
@@ -425,6 +425,17 @@ async def test_closing_ends_the_job_under_way_and_answers_later_ones(site: Site)
     await site.process.aclose()
 
 
+async def test_a_job_that_comes_too_late_is_a_fault_and_costs_no_process(
+    site: Site, mock_clock: MockClock
+) -> None:
+    await site.start()
+    job, pid = train(), site.process.pid
+    mock_clock.jump(2000)
+    assert "passed before the fit could begin" in (await site.process.train(job)).fault
+    assert (await site.process.train(train())).fault == ""
+    assert site.process.pid == pid
+
+
 async def test_a_job_of_another_size_is_a_fault(site: Site) -> None:
     assert "not been started" in (await site.process.train(train())).fault
     await site.start()
@@ -461,17 +472,21 @@ async def test_linear_algebra_has_one_thread_unless_the_site_says_otherwise(
     assert site.lines == ["1 3"]
 
 
+def _open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 async def test_nothing_is_left_open_when_it_ends(site: Site) -> None:
     await site.start()
     await site.process.aclose()
-    before = len(os.listdir("/proc/self/fd"))
+    before = _open_descriptors()
     await site.start()
     site.do("fit", "os.abort()")
     await site.process.train(train(1))
     site.do("fit", None)
     await site.process.train(train(2))
     await site.process.aclose()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_descriptors() == before
 
 
 _DAEMON = """

@@ -103,12 +103,13 @@ def test_other_libraries_are_heard_from_warning_on_and_in_the_same_form(stream: 
 def test_metrics_follow_the_facts(stream: io.StringIO) -> None:
     configure("error", stream=stream)
     telemetry = Telemetry()
-    assert values(telemetry)["p2pfl_faults_total{stale}"] == 0
+    assert values(telemetry)["p2pfl_faults_total{duplicate}"] == 0
     telemetry.observe(round_fact(w=0.5, weight0=2.0, loss=0.25, bytes_sent=100, bytes_received=np.int64(50)))
     telemetry.observe(round_fact(round=8, w=None, loss=float("nan"), bytes_sent=-5, seconds="long"))
     telemetry.observe(Fact(event="evaluated", fields={"round": 8, "metrics": {"auc": 0.9, "x" * 99: 1.0}}))
-    telemetry.observe(Fact(event="fault of a peer", fields={"fault": "stale", "peer": "12D3"}))
-    telemetry.observe(Fact(event="fault of a peer", fields={"fault": "something new"}))
+    telemetry.observe(Fact(event="fault of a peer", fields={"fault": "duplicate", "peer": "12D3"}))
+    telemetry.observe(Fact(event="fault of a peer", fields={"fault": "novelty"}))
+    telemetry.observe(Fact(event="fault of a peer", fields={"fault": "a body that is too short"}))
     telemetry.observe(Fact(event="learner failed", fields={"fault": "ValueError: no rows"}))
     telemetry.connected(3)
     found = values(telemetry)
@@ -120,7 +121,12 @@ def test_metrics_follow_the_facts(stream: io.StringIO) -> None:
     assert found["p2pfl_connected_peers"] == 3
     assert found["p2pfl_evaluation_value{auc}"] == 0.9
     faults = {kind: found[f"p2pfl_faults_total{{{kind}}}"] for kind in FAULT_KINDS}
-    assert {kind: n for kind, n in faults.items() if n} == {"stale": 1, "other": 1, "learner": 1}
+    assert {kind: n for kind, n in faults.items() if n} == {
+        "duplicate": 1,
+        "other": 1,
+        "malformed": 1,
+        "learner": 1,
+    }
     assert not [name for name in found if "12D3" in name or "xxx" in name]
     assert all(name.startswith("p2pfl_") for name in found)
 

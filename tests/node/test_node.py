@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+from memory_nodes import WALL, Sites, agreement, keys
+
+from p2pfl.errors import UnreachableError
+from p2pfl.node.desk import Desk
+from p2pfl.node.node import inline
+from p2pfl.node.store import Store
+from p2pfl.run import run_id
+from p2pfl.trust import certificates
+from p2pfl.trust.identity import Identity
+
+
+async def run_all(sites: Sites, n: int) -> None:
+    with trio.fail_after(10_000):
+        async with trio.open_nursery() as nursery:
+            for i in range(n):
+                nursery.start_soon(sites.live, i)
+
+
+def models(sites: Sites, n: int) -> list[np.ndarray]:
+    return [sites.nodes[i].peer.model() for i in range(n)]
+
+
+@pytest.mark.parametrize("averaging", ["push-sum", "d-psgd"])
+async def test_four_nodes_end_with_one_model_and_all_of_the_mass(
+    tmp_path: Path, autojump_clock: object, averaging: str
+) -> None:
+    spec = agreement(keys(4), gossip={"averaging": {"kind": averaging}})
+    sites = Sites(tmp_path, spec, keys(4))
+    await run_all(sites, 4)
+    assert {sites.outcomes[i].reason for i in range(4)} == {"done"}
+    assert [row["round"] for row in sites.rounds(2)] == list(range(7))
+    first, *others = models(sites, 4)
+    for other in others:
+        np.testing.assert_allclose(first, other, atol=1e-6)
+    if averaging == "push-sum":
+        assert sites.mass().error < 1e-12
+        assert sites.mass().expected == 4
+
+
+async def test_a_stopped_network_goes_on_at_the_same_round(tmp_path: Path, autojump_clock: object) -> None:
+    spec = agreement(keys(3))
+    whole = Sites(tmp_path / "whole", spec, keys(3))
+    await run_all(whole, 3)
+
+    sites = Sites(tmp_path / "parted", spec, keys(3))
+    async with trio.open_nursery() as nursery:
+        for i in range(3):
+            await nursery.start(sites.live, i)
+        await sites.until(lambda: all(len(sites.rounds(i)) == 3 for i in range(3)))
+        for node in sites.nodes.values():
+            node.stop(after_round=True)
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"stopped"}
+    incarnations = [node.view.incarnation for node in sites.nodes.values()]
+    assert sites.mass().error < 1e-12
+
+    await run_all(sites, 3)
+    for i in range(3):
+        assert [row["round"] for row in sites.rounds(i)] == list(range(7))
+        assert sites.nodes[i].view.incarnation == incarnations[i]
+        assert not sites.said(i, "began anew")
+    assert sites.mass().error < 1e-12
+    assert sites.mass().expected == 3
+    np.testing.assert_allclose(sites.nodes[0].peer.model(), whole.nodes[0].peer.model(), atol=1e-6)
+
+
+async def test_a_node_stops_by_itself_after_the_round_it_was_told(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(1)), keys(1))
+    await sites.live(0, until_round=2)
+    assert sites.outcomes[0].reason == "stopped"
+    assert [row["round"] for row in sites.rounds(0)] == [0, 1]
+
+
+@pytest.mark.parametrize("kill_at_s", [1.3, 2.0, 2.5, 3.03])
+async def test_a_killed_node_resumes_where_its_disk_says(
+    tmp_path: Path, autojump_clock: object, kill_at_s: float
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(4)), keys(4))
+    async with trio.open_nursery() as nursery:
+        for i in range(4):
+            await nursery.start(sites.live, i)
+        await trio.sleep(kill_at_s)
+        committed = len(sites.rounds(1))
+        incarnation = sites.nodes[1].view.incarnation
+        sites.kill(1)
+        await trio.sleep(0.5)
+        await nursery.start(sites.live, 1)
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    assert len({row["round"] for row in sites.rounds(1)}) == len(sites.rounds(1)) >= committed
+    assert sites.nodes[1].view.incarnation == incarnation
+    assert sites.mass().error < 1e-12
+    assert sites.mass().expected == 4
+    for i in (0, 2, 3):
+        assert max(row["seconds"] for row in sites.rounds(i)) <= 10.0
+    for other in models(sites, 4):
+        np.testing.assert_allclose(other, sites.nodes[0].peer.model(), atol=1e-4)
+
+
+async def test_a_node_that_lost_its_disk_begins_anew_and_its_mass_is_written_off(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(4), run={"rounds": 8}), keys(4))
+    async with trio.open_nursery() as nursery:
+        for i in range(4):
+            await nursery.start(sites.live, i)
+        await trio.sleep(2.5)
+        incarnation = sites.nodes[1].view.incarnation
+        sites.kill(1)
+        await trio.sleep(0.5)
+        for path in sites.home(1).glob("store.db*"):
+            path.unlink()
+        await nursery.start(sites.live, 1)
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    assert sites.nodes[1].view.incarnation != incarnation
+    audit = sites.mass()
+    assert audit.error < 1e-12
+    assert 2 < audit.expected < 4
+    for other in models(sites, 4):
+        np.testing.assert_allclose(other, sites.nodes[0].peer.model(), atol=1e-2)
+
+
+async def test_an_invited_node_that_knows_one_member_comes_to_know_all(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    founders = keys(5)[:4]
+    sites = Sites(tmp_path, agreement(founders, run={"rounds": 12}), keys(5))
+    async with trio.open_nursery() as nursery:
+        for i in range(4):
+            await nursery.start(partial(sites.live, i, bootstrap=[j for j in range(4) if j != i]))
+        await trio.sleep(3.5)
+        ticket = invitation(sites, 4, signed_by=founders[:3])
+        asked_at = trio.current_time()
+        await nursery.start(partial(sites.live, 4, bootstrap=[2], ticket=ticket))
+        await sites.until(lambda: sum(one["up"] for one in sites.nodes[4].view.neighbours.values()) == 4)
+        assert trio.current_time() - asked_at < 1.0
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    assert all(len(node.view.members) == 5 for node in sites.nodes.values())
+    assert sites.nodes[4].view.w > 0
+    assert sites.mass().error < 1e-12
+    assert sites.mass().expected == 4
+
+
+async def test_a_ticket_without_a_quorum_opens_no_door(tmp_path: Path, autojump_clock: object) -> None:
+    founders = keys(4)[:3]
+    sites = Sites(tmp_path, agreement(founders), keys(4))
+    ticket = invitation(sites, 3, signed_by=founders[:1])
+    async with trio.open_nursery() as nursery:
+        for i in range(3):
+            nursery.start_soon(partial(sites.live, i, bootstrap=[j for j in range(3) if j != i]))
+        await nursery.start(partial(sites.live, 3, bootstrap=[0], ticket=ticket))
+        await sites.until(lambda: len(sites.outcomes) == 3)
+        assert not sites.nodes[3].transport.peers()
+        assert "the 3 members" in sites.nodes[3].view.reason
+        sites.nodes[3].stop()
+    assert all(len(sites.nodes[i].view.members) == 3 for i in range(3))
+
+
+def invitation(sites: Sites, i: int, signed_by: list[Identity]) -> bytes:
+    certificate = certificates.issue_certificate(
+        signed_by[0], run=run_id(sites.spec), subject=sites.name(i), name=f"site{i}", now=WALL, nonce=bytes(16)
+    )
+    for founder in signed_by[1:]:
+        certificate = certificates.countersign(founder, certificate)
+    return certificates.encode_certificate(certificate)
+
+
+async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(4), run={"rounds": 8}), keys(4))
+    others = (0, 1, 2)
+    async with trio.open_nursery() as nursery:
+        for i in range(4):
+            await nursery.start(sites.live, i)
+        await sites.until(lambda: len(sites.rounds(0)) == 3)
+        for i in others:
+            desk = Desk(sites.nodes[i], name=f"site{i}", run_sync=inline)
+            answer = await desk.command("ban", {"peer": sites.name(3), "reason": "it lies"})
+        assert answer["revoked"]
+        await sites.until(lambda: not any(sites.name(3) in sites.nodes[i].transport.peers() for i in others))
+        read = [sites.fetched[i].count(sites.name(3)) for i in others]
+        assert min(read) > 0
+        await sites.until(lambda: len(sites.outcomes) >= 3)
+        assert [sites.fetched[i].count(sites.name(3)) for i in others] == read
+        if 3 not in sites.outcomes:
+            sites.nodes[3].stop()
+    assert {sites.outcomes[i].reason for i in others} == {"done"}
+    assert all(sites.name(3) not in sites.nodes[i].view.members for i in others)
+    held = sum(sites.nodes[i].view.w for i in others)
+    expected = sum(sites.nodes[i].view.entered - sites.nodes[i].view.written_off for i in others)
+    assert held == pytest.approx(expected, rel=1e-12)
+
+
+async def test_a_node_that_leaves_hands_its_mass_over(tmp_path: Path, autojump_clock: object) -> None:
+    sites = Sites(tmp_path, agreement(keys(4), run={"rounds": 8}), keys(4))
+    async with trio.open_nursery() as nursery:
+        for i in range(4):
+            await nursery.start(sites.live, i)
+        await sites.until(lambda: len(sites.rounds(2)) == 3)
+        await Desk(sites.nodes[2], name="site2", run_sync=inline).command("leave", {})
+    assert sites.outcomes[2].reason == "left"
+    assert {sites.outcomes[i].reason for i in (0, 1, 3)} == {"done"}
+    assert sum(sites.nodes[i].view.w for i in (0, 1, 3)) == pytest.approx(4, rel=1e-12)
+    with Store.open(sites.home(2)) as store:
+        assert store.runs()[0]["state"] == "left"
+
+
+async def test_sites_with_different_agreements_say_where_they_differ(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(2)), keys(2))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sites.live, 0)
+        await nursery.start(partial(sites.live, 1, spec=agreement(keys(2), run={"rounds": 6})))
+        await sites.until(lambda: bool(sites.said(0, "run mismatch") and sites.said(1, "run mismatch")))
+        for node in sites.nodes.values():
+            assert node.view.phase == "waiting"
+            node.stop()
+    assert all("run.rounds" in sites.said(i, "run mismatch")[0]["text"] for i in (0, 1))
+
+
+async def test_a_ping_takes_the_way_there_and_back(tmp_path: Path, autojump_clock: object) -> None:
+    sites = Sites(tmp_path, agreement(keys(2)), keys(2))
+    async with trio.open_nursery() as nursery:
+        for i in range(2):
+            await nursery.start(sites.live, i)
+        await sites.until(lambda: len(sites.nodes[0].transport.peers()) == 1)
+        await trio.sleep(0.2)
+        desk = Desk(sites.nodes[0], name="site0", run_sync=inline)
+        answer = await desk.command("ping", {"peer": sites.name(1)})
+        assert answer["rtt_ms"] == pytest.approx(20, abs=0.01)
+        sites.network.partition(sites.name(0), sites.name(1))
+        with pytest.raises(UnreachableError, match="did not answer"):
+            await sites.nodes[0].wires.ping(sites.name(1))
+        sites.network.heal(sites.name(0), sites.name(1))
+        with pytest.raises(UnreachableError, match="is not connected"):
+            await sites.nodes[0].wires.ping(keys(3)[2].peer_id)
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
