@@ -78,10 +78,12 @@ class ControlClient:
         """The answer to POST `path` with `body`.  Raises what the node says."""
         return self._ask(self._http.build_request("POST", path, json=dict(body or {}), timeout=timeout_s))
 
-    def events(self, since: int = 0, *, follow: bool = True) -> Iterator[dict[str, Any]]:
-        """The node's facts numbered above `since`: those it remembers, then as they come until it stops."""
+    def events(self, since: int | None = 0, *, follow: bool = True) -> Iterator[dict[str, Any]]:
+        """The node's facts numbered above `since` (None: from now on), until it stops or, unless `follow`,
+        until those it remembers are told.
+        """
         self._require_node()
-        query = {"since": since, "follow": int(follow)}
+        query = {"since": "now" if since is None else since, "follow": int(follow)}
         quiet = httpx.Timeout(_TIMEOUT_S, read=None)
         try:
             with self._http.stream("GET", "/v1/events", params=query, timeout=quiet) as stream:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
-from collections.abc import Mapping
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pfl.errors import ConfigError, NotRunningError, StoreError
+from p2pfl.errors import NotRunningError, StoreError
 
 from . import home as homes
 
@@ -18,77 +16,52 @@ if TYPE_CHECKING:
     from p2pfl.events import Vector
     from p2pfl.run import RunSpec
 
-__all__ = ["current_model", "named", "write"]
+__all__ = ["export_model"]
 
 # A model of some gigabytes, written once to this machine's disk.
 _EXPORT_S = 600.0
 
 
-def current_model(home: Path, spec: RunSpec) -> tuple[dict[str, NDArray[Any]], int]:
-    """The de-biased model and its round: from the node when it runs, else from its last commit.
+def export_model(home: Path, spec: RunSpec, path: Path) -> dict[str, Any]:
+    """Write the de-biased model to the safetensors file `path`; its sha256 and round.
 
-    The node may answer with named tensors, or with one vector `parameters`, (d,) float32.
-    Raises StoreError when no round was ever committed.
+    From the node when it runs, else from its last commit.  Tensors have the names that the learner gave them;
+    one that gives none has one vector `parameters`, (d,) float32.
+    Raises StoreError when no round was ever committed, or the disk refuses.
     """
-    from safetensors.numpy import load_file
-
     from .client import ControlClient
 
-    # In the home: the node writes the file, and the home is where both may.
-    with tempfile.TemporaryDirectory(dir=home, prefix=".export-") as folder, ControlClient(home) as node:
-        path = Path(folder) / "model.safetensors"
-        try:
-            answer = node.post("/v1/export", {"path": str(path)}, timeout_s=_EXPORT_S)
-        except NotRunningError:
-            return _stored_model(home, spec)
-        return dict(load_file(path)), int(answer.get("round") or 0)
+    with ControlClient(home) as node, contextlib.suppress(NotRunningError):
+        answer = node.post("/v1/export", {"path": str(path)}, timeout_s=_EXPORT_S)
+        return {"sha256": answer.get("digest"), "round": answer.get("round")}
+    from p2pfl.node import snapshots
+
+    arrays, at_round = _stored_model(home, spec)
+    return {"sha256": snapshots.export(path, arrays), "round": at_round}
 
 
 def _stored_model(home: Path, spec: RunSpec) -> tuple[dict[str, NDArray[Any]], int]:
+    import msgspec
     import numpy as np
 
     from p2pfl import ledger
+    from p2pfl.learn.flat import Schema, unflatten
     from p2pfl.node.store import Store
     from p2pfl.run import run_id
 
+    nothing = f"{home} holds no state of run {spec.run.name!r} yet; `p2pfl node start` begins"
     if not (home / homes.STORE).exists():
-        raise StoreError(f"{home} holds no state yet: no round was committed; `p2pfl node start` begins")
+        raise StoreError(nothing)
+    run = run_id(spec)
     with Store.open(home) as store:
-        snapshot = store.load(run_id(spec))
+        snapshot, names = store.load(run), store.get(f"schema:{run}")
     if snapshot is None:
-        raise StoreError(f"{home} holds no state of run {spec.run.name!r} yet; `p2pfl node start` begins")
+        raise StoreError(nothing)
     known, x, model, _ = ledger.read(snapshot)
+    vector: Vector = x if model is None else model
     if known.w > 0:
         # z = x / w, as push-sum de-biases (gossip/push_sum.py); in d-psgd w is 1.
-        model = (x.astype(np.float64) / known.w).astype(np.float32)
-    return {"parameters": x if model is None else model}, known.round
-
-
-def named(home: Path, spec: RunSpec, vector: Vector) -> dict[str, NDArray[Any]]:
-    """`vector` as the tensors of the learner's model.
-
-    Builds the learner, because only its code knows the names.  Raises ConfigError and LearnerError.
-    """
-    from p2pfl.learn import factory
-    from p2pfl.learn.flat import Schema, unflatten
-    from p2pfl.learn.learner import Site
-    from p2pfl.settings import load
-
-    folder = homes.code_folder(home)
-    if folder is not None:
-        sys.path.insert(0, str(folder))
-    node = load(home).node
-    site = Site(data=node.data, name=node.name, seed=spec.run.seed, options=spec.learner)
-    schema = getattr(factory.build(factory.resolve(spec.learner), site), "schema", None)
-    if not isinstance(schema, Schema):
-        raise ConfigError("this learner has no `schema`")
-    if schema.size != len(vector):
-        raise ConfigError(f"the learner has {schema.size} parameters, the model {len(vector)}")
-    return dict(unflatten(vector, schema))
-
-
-def write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Write `arrays` to `path`, whole or not at all; its SHA-256 in hex.  Raises StoreError."""
-    from p2pfl.node.snapshots import export
-
-    return export(path, arrays)
+        vector = (x.astype(np.float64) / known.w).astype(np.float32)
+    # "null" where the learner does not name its tensors.
+    schema = msgspec.json.decode(names, type=Schema | None) if names else None
+    return dict(unflatten(vector, schema)) if schema else {"parameters": vector}, known.round

@@ -134,9 +134,14 @@ def admitted_by(spec: RunSpec, identity: Identity, ticket: Ticket | None) -> str
 
 
 def remember_run(home: Path, text: str, origin: Path, ticket: str | None) -> None:
-    """Keep the agreement (as written), where it came from, and the ticket.  Raises StoreError."""
+    """Keep the agreement (as written), where it came from, and the ticket; forget an older one's.
+
+    Raises StoreError.
+    """
     write_private(home / _ORIGIN, f"{origin.absolute()}\n")
-    if ticket is not None:
+    if ticket is None:
+        (home / TICKET).unlink(missing_ok=True)
+    else:
         write_private(home / TICKET, ticket.strip() + "\n")
     write_private(home / RUN, text)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pfl.events import Fact
-from p2pfl.ids import PeerId, RunId, short
+from p2pfl.ids import PeerId, short
 
 from .terminal import Terminal, clean
 
@@ -24,16 +24,20 @@ __all__ = ["LiveRounds", "summary"]
 class LiveRounds:
     """Prints what a node does.  Called with every Fact; a context manager, because of the bar."""
 
-    def __init__(self, terminal: Terminal, *, rounds: int, run: RunId) -> None:
+    def __init__(self, terminal: Terminal, *, rounds: int, closing: int = 0, shown: bool = True) -> None:
+        """rounds: those that train.   closing: those after them, which only mix.
+
+        shown: False counts and prints nothing, for a daemon whose log has the same.
+        """
+        self._shown = shown
         self.round = 0
         self.bytes_sent = 0
         self.began_at = time.monotonic()
         self._terminal = terminal
         self._rounds = rounds
-        self._run = run
         self._measured: dict[str, float] = {}
         self._bar: Progress | None = None
-        if sys.stderr.isatty() and not terminal.quiet and not terminal.json:
+        if shown and sys.stderr.isatty() and not terminal.quiet and not terminal.json:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -41,7 +45,7 @@ class LiveRounds:
             console = Console(stderr=True, no_color=terminal.color is False)
             # Facts refresh it, so it needs no thread of its own.
             self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
-            self._task = self._bar.add_task("rounds", total=rounds)
+            self._task = self._bar.add_task("rounds", total=rounds + closing)
 
     def __enter__(self) -> LiveRounds:
         if self._bar is not None:
@@ -98,6 +102,8 @@ class LiveRounds:
         return "  ".join(parts)
 
     def _line(self, value: dict[str, Any], text: str) -> None:
+        if not self._shown:
+            return
         if self._bar is None:
             self._terminal.result(value, text)
             sys.stdout.flush()

@@ -23,7 +23,10 @@ FOREIGN_DISTRIBUTION = "p2pfl"
 
 # name: where it is, and its line in --help (so that help loads none of them).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("p2pfl.cli.demo:demo", "Start several real nodes here, train, and judge the result."),
+    "demo": (
+        "p2pfl.cli.demo:demo",
+        "Start several real nodes here, let them train over loopback, and judge the result.",
+    ),
     "node": ("p2pfl.cli.node:node", "The site's node: init, start, stop, backup, restore, service."),
     "run": ("p2pfl.cli.run:run", "The agreement: new, check, hash, join, pause, resume, leave, export."),
     "trust": ("p2pfl.cli.trust:trust", "Who is believed and who is told: list, invite, admit, set, ban."),
@@ -33,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "topology": ("p2pfl.cli.status:topology", "Who sends to whom in the present round."),
     "rounds": ("p2pfl.cli.rounds:rounds", "The rounds so far, one line each."),
     "log": ("p2pfl.cli.rounds:log", "What happened, newest last."),
-    "simulate": ("p2pfl.cli.simulate:simulate", "Run a scenario under virtual time."),
+    "simulate": ("p2pfl.cli.simulate:simulate", "Run a scenario, a file or one that is shipped."),
     "doctor": ("p2pfl.cli.doctor:doctor", "Check this machine and this node: result, cause, cure."),
     "completion": ("p2pfl.cli.completion:completion", "Print the completion script of a shell."),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 from pathlib import Path
@@ -146,10 +147,8 @@ def stop(terminal: Terminal, after_round: bool, timeout: float) -> None:
         running.post("/v1/stop", body)
         give_up = time.monotonic() + timeout + (_STOP_S if after_round else 0)
         while running.is_running():
-            try:
+            with contextlib.suppress(NotRunningError):
                 now = running.get("/v1/status")
-            except NotRunningError:
-                break
             if time.monotonic() > give_up:
                 raise LocalError(
                     f"the node in {terminal.home} has not stopped within {timeout:g} s; see "

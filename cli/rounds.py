@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["log", "rounds"]
 _PAGE = 1_000
 _COLUMNS = ("round", "at", "peers", "seconds", "w", "loss", "bytes_sent", "bytes_received")
 _WIDTH = 10
+# Characters of one field on one line; --json has it whole.
+_LONGEST = 64
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def _moment(at: Any) -> str | None:
@@ -164,7 +168,9 @@ def _sentence(fact: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else clean(value)
-    return text if len(text) <= 64 else f"{text[:61]}..."
+    if _DIGEST.fullmatch(text):
+        return text[:8]
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 @click.command(epilog="Example: p2pfl log --follow")

@@ -7,11 +7,11 @@ import secrets
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from p2pfl.errors import ConfigError, P2PFLError, RefusedError, StoreError
+from p2pfl.errors import ConfigError, RefusedError, StoreError
 from p2pfl.ids import short
 
 from . import home as homes
@@ -248,16 +248,11 @@ def leave(terminal: Terminal, yes: bool) -> None:
 
 
 @run.command(epilog="Example: p2pfl run export -o model.safetensors")
-@click.option(
-    "-o", "output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write."
-)
-@click.option(
-    "--flat", is_flag=True, help="One vector `parameters`, without building the learner for its names."
-)
+@click.option("-o", "output", type=_FILE, required=True, help="The file to write.")
 @pass_terminal
-def export(terminal: Terminal, output: Path, flat: bool) -> None:
+def export(terminal: Terminal, output: Path) -> None:
     """Write the model as it stands to a safetensors file, from the running node or its disk."""
-    from .export import current_model, named, write
+    from .export import export_model
 
     path = output.expanduser().absolute()
     if path.exists():
@@ -265,16 +260,9 @@ def export(terminal: Terminal, output: Path, flat: bool) -> None:
     spec = homes.joined_run(terminal.home)
     if spec is None:
         raise ConfigError(f"the node in {terminal.home} has joined no run; there is no model to export")
-    arrays, at_round = current_model(terminal.home, spec)
-    if not flat and set(arrays) == {"parameters"}:
-        try:
-            arrays = named(terminal.home, spec, arrays["parameters"])
-        except P2PFLError as error:
-            terminal.warn(f"the names of the parameters are not known, so they are one vector: {error}")
-    digest = write(path, arrays)
-    sizes: dict[str, Any] = {name: list(array.shape) for name, array in arrays.items()}
-    count = sum(int(array.size) for array in arrays.values())
+    written = export_model(terminal.home, spec, path)
+    size = path.stat().st_size
     terminal.result(
-        {"path": str(path), "sha256": digest, "round": at_round, "parameters": count, "tensors": sizes},
-        f"{path}  {count:,} parameters in {len(arrays)} tensors, round {at_round}\nsha256    {digest}",
+        {"path": str(path), "bytes": size, **written},
+        f"{path}  {size:,} bytes, round {written['round']}\nsha256    {written['sha256']}",
     )

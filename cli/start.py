@@ -116,21 +116,20 @@ def _run(
 
     from p2pfl.node import telemetry
     from p2pfl.node.daemon import serve
-    from p2pfl.run import run_id
 
     from .live import LiveRounds
 
     level = "info" if detached else ("error" if terminal.quiet else "warning")
     telemetry.configure(("debug" if terminal.verbosity > 1 else "info") if terminal.verbosity else level)
     home = terminal.home
-    quiet = Terminal(quiet=True) if detached else terminal
-    with LiveRounds(quiet, rounds=spec.run.rounds, run=run_id(spec)) as view:
+    rounds, closing = spec.run.rounds, spec.run.closing_rounds
+    with LiveRounds(terminal, rounds=rounds, closing=closing, shown=not detached) as view:
         body = partial(
             serve,
             home=home,
             settings=settings,
             spec=spec,
-            on_fact=(lambda _: None) if detached else view,
+            on_fact=view,
             until_round=until_round,
         )
         outcome, caught = trio.run(_until_signal, body)

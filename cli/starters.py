@@ -81,19 +81,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from p2pfl.learn.learner import Learner, Site
-from p2pfl.learn.torch_learner import TorchLearner
+import p2pfl
 
 
 {load}
 
 
-def learner(site: Site) -> Learner:
+def learner(site: p2pfl.Site) -> p2pfl.Learner:
     x, y = load(site)
     rows = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
     test, train = torch.utils.data.random_split(rows, [0.25, 0.75], torch.Generator().manual_seed(0))
     model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
-{start}    return TorchLearner(
+{start}    return p2pfl.TorchLearner(
         model=model,
         train=DataLoader(train, batch_size=32, shuffle=True),
         test=DataLoader(test, batch_size=256),
@@ -106,25 +105,24 @@ _SKLEARN = """\
 import numpy as np
 from sklearn.linear_model import SGDClassifier
 
-from p2pfl.learn.learner import Learner, Site
-from p2pfl.learn.sklearn_learner import SklearnLearner
+import p2pfl
 
 
 {load}
 
 
-def learner(site: Site) -> Learner:
+def learner(site: p2pfl.Site) -> p2pfl.Learner:
     x, y = load(site)
     n = len(x) // 4
     estimator = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.01)
     # `classes` are those of the agreement, also where a site lacks one.
-    return SklearnLearner(estimator, x[n:], y[n:], x[:n], y[:n], classes=[0, 1])
+    return p2pfl.SklearnLearner(estimator, x[n:], y[n:], x[:n], y[:n], classes=[0, 1])
 """
 
 _NUMPY = '''\
 import numpy as np
 
-from p2pfl.learn.learner import Learner, Site, Update
+import p2pfl
 
 
 {load}
@@ -148,7 +146,7 @@ class Logistic:
             error = self.probability(theta, x[rows]) - y[rows]
             theta[:-1] -= 0.1 * error @ x[rows] / len(rows)
             theta[-1] -= 0.1 * error.mean()
-        return Update(parameters=theta.astype(np.float32), samples=self.samples())
+        return p2pfl.Update(parameters=theta.astype(np.float32), samples=self.samples())
 
     def evaluate(self, parameters):
         x, y = self.test
@@ -164,7 +162,7 @@ class Logistic:
         return 1 / (1 + np.exp(-(x @ theta[:-1] + theta[-1])))
 
 
-def learner(site: Site) -> Learner:
+def learner(site: p2pfl.Site) -> p2pfl.Learner:
     x, y = load(site)
     model = Logistic(x, y, site.local_steps or 20)
 {start}    return model

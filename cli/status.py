@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,14 @@ def _all(terminal: Terminal) -> None:
         terminal.result({}, columns(rows, header))
 
 
-def _statuses(home: Path) -> Iterator[dict[str, Any]]:
+def _statuses(home: Path) -> Generator[dict[str, Any], None, None]:
     """The status now, and again after everything that happens, until the node stops."""
     from .client import ControlClient
 
     with ControlClient(home) as node:
         now = node.get("/v1/status")
         yield now
-        for _ in node.events(2**53):
+        for _ in node.events(None):
             try:
                 now = node.get("/v1/status")
             except NotRunningError:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +14,7 @@ from p2pfl.cli.client import ControlClient, one_peer
 from p2pfl.cli.exits import Exit
 from p2pfl.cli.main import main
 from p2pfl.cli.rounds import rounds as rounds_command
+from p2pfl.cli.status import _statuses
 from p2pfl.errors import ConfigError, LocalError, P2PFLError, RefusedError, StoreError, UnreachableError
 from p2pfl.events import Fact, Snapshot
 from p2pfl.ids import RunId
@@ -76,16 +79,32 @@ def test_status_of_all_nodes_says_when_there_is_none(tmp_path: Path) -> None:
     assert p2pfl(tmp_path, "status", "--all").exit_code == Exit.USAGE
 
 
-def test_status_follows_events_until_the_node_stops(tmp_path: Path, node: Running) -> None:
-    # Everything happens before the command looks; the stream then ends with the node.
-    def happen() -> None:
-        node.target.hub.publish(Fact(event="round committed", fields={"round": 8}))
-        node.target.hub.close()
-
-    node.call(happen)
+def test_a_watched_status_ends_with_the_node(tmp_path: Path, node: Running) -> None:
+    node.publish("round committed", round=7)
+    node.call(node.target.hub.close)
     result = p2pfl(tmp_path, "status", "--watch", "--json")
     assert result.exit_code == 0
-    assert [json.loads(line)["round"] for line in result.stdout.splitlines()] == [7, 7]
+    # What happened before is not news.
+    assert [json.loads(line)["round"] for line in result.stdout.splitlines()] == [7]
+
+
+def test_a_watched_status_is_told_again_when_something_happens(tmp_path: Path, node: Running) -> None:
+    told = _statuses(tmp_path)
+    assert next(told)["round"] == 7
+    node.target.now["round"] = 8
+    worker = threading.Thread(target=lambda: node.publish("round committed", round=8))
+    # The stream must be open before the fact: it is asked for "now".
+    node.call(lambda: node.target.hub.publish(Fact(event="evaluated")))
+    opened = node.target.hub.subscribe
+
+    def subscribe(since: int) -> Any:
+        worker.start()
+        return opened(since)
+
+    node.target.hub.subscribe = subscribe  # type: ignore[method-assign, assignment]
+    assert next(told)["round"] == 8
+    worker.join(timeout=30)
+    told.close()
 
 
 def test_peers_are_listed_in_the_order_asked_for(tmp_path: Path, node: Running) -> None:

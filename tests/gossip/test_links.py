@@ -1,6 +1,7 @@
 """Exactly-once delivery: outbox, watermark, HELLO, and what a lost or restored disk does to them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,8 @@ def share(seq: int, w: float = 0.25, sender: PeerId = A, recipient: PeerId = B) 
     )
 
 
-def hello(links: Links, peer: PeerId, **changes: object) -> Hello:
-    fields = {
+def hello(links: Links, peer: PeerId, **changes: Any) -> Hello:
+    fields: dict[str, Any] = {
         "agreement": "{}",
         "begun": True,
         "phase": "running",

@@ -30,10 +30,10 @@ class Constant:
     def parameters(self) -> Any:
         return self.vector
 
-    def fit(self, parameters: Any, rng: Any) -> Any:  # noqa: ARG002
+    def fit(self, parameters: Any, rng: Any) -> Any:
         return Update(parameters=parameters, samples=1)
 
-    def evaluate(self, parameters: Any) -> Any:  # noqa: ARG002
+    def evaluate(self, parameters: Any) -> Any:
         return {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.errors import P2PFLError
 from p2pfl.events import Fact
 from p2pfl.node import control
 from p2pfl.node.telemetry import EventHub
@@ -99,10 +99,8 @@ class FakeTarget:
         self.commands.append((verb, arguments))
         if self.fails is not None:
             raise self.fails
-        if verb == "backup":
-            Path(arguments["path"]).write_bytes(b"backup")
-        if verb == "odd":
-            raise ConfigError("never asked")
+        if verb in ("backup", "export") and not Path(arguments["path"]).exists():
+            Path(arguments["path"]).write_bytes(b"written")
         return self.answer
 
     def stop(self, after_round: bool) -> None:
