@@ -1,10 +1,7 @@
 """The Transport over py-libp2p: TCP, Noise and Yamux for control, mutual TLS for bodies.
 
-One connection a peer is ever surfaced.  Its dialler opens the control stream and speaks first; once both
-hellos are through, both sides have the link.  What may go wrong on the way there:
-
-- Two connections come about: both dialled, or one is half dead.  `libp2p_greeting` says which stays.
-- The host dies.  A supervisor closes every link, and builds it again on the same key and ports.
+One link a peer is ever surfaced: `libp2p_greeting` says which, when two come about.  A host that dies is
+built again on the same key and ports, after every link has been closed.
 """
 
 import secrets
@@ -23,13 +20,7 @@ from p2pfl.net.bulk import BulkPlane
 from p2pfl.net.libp2p_addresses import bulk_addresses, own_addresses, tcp_multiaddr
 from p2pfl.net.libp2p_dial import first_connection
 from p2pfl.net.libp2p_greeting import Dial, Greeter
-from p2pfl.net.libp2p_host import (
-    Connection,
-    Host,
-    Stream,
-    open_host,
-    peer_id_of_seed,
-)
+from p2pfl.net.libp2p_host import Connection, Host, Stream, open_host, peer_id_of_seed
 from p2pfl.net.libp2p_link import Link, PacketStream
 from p2pfl.net.libp2p_lobby import answer_petition, present_petition
 from p2pfl.net.libp2p_wire import Hello, Tag
@@ -83,6 +74,8 @@ class Libp2pTransport:
         self._peer_id = peer_id_of_seed(seed)
         self._boot = secrets.token_bytes(16)
         self._plane = BulkPlane(listen=bulk_listen, limits=self._limits)
+        # Two bodies' digests at once keep up with the event loop that decrypts them.
+        self._hashing = trio.CapacityLimiter(2)
         self._events, self._incoming = trio.open_memory_channel[Incoming](self._limits.incoming_events)
         self._host: Host | None = None
         self._life: trio.Nursery | None = None
@@ -106,7 +99,7 @@ class Libp2pTransport:
 
     def peers(self) -> frozenset[PeerId]:
         """The members connected now."""
-        return frozenset(self._links)
+        return frozenset(peer for peer, link in self._links.items() if link.is_open)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.  Raises ConfigError when an address cannot be had at the start."""
@@ -116,10 +109,13 @@ class Libp2pTransport:
                 await self._supervise(task_status)
         except ExceptionGroup as group:
             raise _innermost(group) from None
+        finally:
+            self._links.clear()
+            self._events.close()
 
     async def dial(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Connect to `peer`; at once when it is connected already.  Raises UnreachableError, RefusedError."""
-        if peer in self._links:
+        if peer in self.peers():
             return
         if peer == self._peer_id or self._gate.standing(peer) is not Standing.MEMBER:
             raise RefusedError(f"{short(peer)} is not a member to dial", peer)
@@ -183,23 +179,18 @@ class Libp2pTransport:
         if len(flat) != offer.size:
             raise LocalError(f"a buffer of {len(flat)} bytes for a body of {offer.size}")
         reception = Reception(flat)
-        if handle.inline is not None:
-            reception.accept(handle.inline)
-        else:
-            with trio.move_on_at(deadline) as patience:
-                await bodies.bring(
-                    handle,
-                    reception,
-                    plane=self._plane,
-                    open_stream=partial(self._open_body_stream, handle.link),
-                    limits=self._limits,
-                )
-            if patience.cancelled_caught:
-                raise UnreachableError(
-                    f"{reception.position} of {offer.size} bytes by the deadline", offer.peer
-                )
-            bodies.release(handle)
-        handle.sha256 = reception.sha256()
+        with trio.move_on_at(deadline) as patience:
+            await bodies.take(
+                handle,
+                reception,
+                plane=self._plane,
+                open_stream=partial(self._open_body_stream, handle.link),
+                limits=self._limits,
+                hashing=self._hashing,
+            )
+        if patience.cancelled_caught:
+            raise UnreachableError(f"{reception.position} of {offer.size} bytes by the deadline", offer.peer)
+        bodies.release(handle)
 
     def refuse(self, offer: Offer) -> None:
         """Tell the sender that it may forget the body."""
@@ -210,8 +201,6 @@ class Libp2pTransport:
         link = self._links.get(peer)
         if link is not None:
             link.finish("hung up here")
-
-    # --- the host's lives ------------------------------------------------------------------------------
 
     async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:
         listen, pause_s, is_ready = self._listen, self._limits.rebuild_first_s, False
@@ -255,12 +244,12 @@ class Libp2pTransport:
 
     async def _close_all(self, reason: str) -> None:
         self._greeter.newest.clear()
-        for peer, link in tuple(self._links.items()):
+        for peer, link in self._links.items():
             link.stop(reason)
             self._plane.forget(peer)
-            del self._links[peer]
             await self._emit(Closed(peer=peer, reason=reason))
             link.finished.set()
+        self._links.clear()
 
     def _hello(self, link: bytes, abandoned: tuple[bytes, ...]) -> Hello:
         return Hello(
@@ -285,10 +274,8 @@ class Libp2pTransport:
     async def _emit(self, event: Incoming) -> None:
         try:
             await self._events.send(event)
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # nobody listens any more, so nobody misses it
-
-    # --- a link's life ---------------------------------------------------------------------------------
 
     async def _connect(self, peer: PeerId, addresses: tuple[str, ...], dial: Dial) -> None:
         """Dial and say hello; returns with the link on its way to `_links`, or given up for one of theirs."""
@@ -345,10 +332,10 @@ class Libp2pTransport:
             await link.run(self._on_packet)
             self._greeter.retire(link)
             self._plane.forget(peer)
-            del self._links[peer]
             if link.fault:
                 await self._emit(Fault(peer=peer, reason=link.fault))
             await self._emit(Closed(peer=peer, reason=link.reason))
+            del self._links[peer]
             link.finished.set()
         self._let_go(host, link.connection)
 
@@ -384,11 +371,10 @@ class Libp2pTransport:
                 raise RemoteError(f"sent {tag.name} in the middle of a connection", peer)
 
     async def _on_join(self, peer: PeerId, connection: Connection, stream: Stream) -> None:
-        host = self._running()
         try:
             await answer_petition(peer, stream, self._gate, self._limits)
         finally:
-            self._let_go(host, connection)
+            self._let_go(self._running(), connection)
 
     async def _on_body(self, peer: PeerId, _connection: Connection, stream: Stream) -> None:
         await bodies.answer_stream(self._link(peer), self._plane, stream, self._limits)

@@ -6,6 +6,7 @@ connection itself.  What worked for a peer is tried first the next time.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -15,10 +16,11 @@ from p2pfl.net.bulk import BulkPlane
 from p2pfl.net.framing import CHUNK_BYTES
 from p2pfl.net.libp2p_link import Link
 from p2pfl.net.libp2p_wire import Gone, Tag, pack_gone, pack_push, pack_transfer
+from p2pfl.net.libp2p_yamux import write_packed
 from p2pfl.net.limits import Limits
 from p2pfl.net.transfers import TICKET_BYTES, Reception, Route, attempt_token, read_ticket, ticket
 
-__all__ = ["OfferHandle", "bring", "answer_push", "answer_stream", "release"]
+__all__ = ["OfferHandle", "take", "answer_push", "answer_stream", "release"]
 
 # Rounds of every way in which no byte came; the connection stands, so it is the body that cannot be had.
 _FRUITLESS_ROUNDS = 3
@@ -47,18 +49,46 @@ class OfferHandle:
         return attempt_token(self.secret, self.attempt)
 
 
-async def bring(
+async def take(
     handle: OfferHandle,
     reception: Reception,
     *,
     plane: BulkPlane,
     open_stream: Callable[[], Awaitable[Any]],
     limits: Limits,
+    hashing: trio.CapacityLimiter,
 ) -> None:
-    """Fill `reception`.  Raises RefusedError when the sender has it no more, else UnreachableError.
+    """Fill `reception` and set `handle.sha256`.  Raises RefusedError, UnreachableError.
 
-    open_stream: a new body stream to the sender.
+    open_stream: a new body stream to the sender.   hashing: of the threads that digest.
     """
+    failure: RemoteError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def digest() -> None:
+            handle.sha256 = await reception.digest(hashing)
+
+        nursery.start_soon(digest)
+        try:
+            if handle.inline is not None:
+                reception.accept(handle.inline)
+            else:
+                await _bring(handle, reception, plane, open_stream, limits)
+        except RemoteError as error:
+            failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _bring(
+    handle: OfferHandle,
+    reception: Reception,
+    plane: BulkPlane,
+    open_stream: Callable[[], Awaitable[Any]],
+    limits: Limits,
+) -> None:
+    """By one way or another.  Raises RefusedError when the sender has it no more, else UnreachableError."""
     link = handle.link
     reasons: list[str] = []
     fruitless = 0
@@ -167,9 +197,7 @@ async def answer_stream(link: Link, plane: BulkPlane, stream: Any, limits: Limit
     if out is None:
         raise RemoteError("opened a body stream with a token that opens nothing", link.peer)
 
-    async def write(piece: memoryview) -> None:
-        await stream.write(piece.tobytes())
-
+    write = partial(write_packed, stream)
     await out.upload(offset, write, step=CHUNK_BYTES, pace=plane.pace, stall_s=limits.stall_s)
     await stream.close_write()
     with trio.move_on_after(limits.stall_s):

@@ -10,7 +10,7 @@ py-libp2p 0.8.1 as it comes can be killed and filled up by anyone who connects (
    The upgrade of an inbound connection now waits for that connection's end, then raises to release the slot.
 4. The muxer runs in the host's nursery, so that an exception in it ends the host.  Its start is guarded.
 5. Lengths are believed: a negotiation may announce 2^63 bytes, a Yamux peer may ignore its window.
-   Reads are cut to `_READ_BYTES`, and a connection whose buffers pass `Limits`' budget is closed.
+   Reads are bounded, and a connection whose unread bytes pass a budget is closed.
 
 Who may do what is decided at the end of Noise, before anything is multiplexed: members pass, the banned are
 cut, and strangers enter a lobby of few places and seconds, where nothing but the join protocol answers.
@@ -43,6 +43,7 @@ from multiaddr import Multiaddr
 from p2pfl.errors import ConfigError
 from p2pfl.ids import PeerId
 from p2pfl.net.libp2p_addresses import refuse_a_taken_port
+from p2pfl.net.libp2p_yamux import bound_reads, guard, quietly, say_goodbye
 from p2pfl.net.limits import Limits
 from p2pfl.net.transport import Standing
 
@@ -60,13 +61,10 @@ Connection = Any
 Stream = Any
 StreamHandler = Callable[[PeerId, Connection, Stream], Awaitable[None]]
 
-# One read.  py-libp2p repeats a short read 100 times, so no announced length costs more than 25 MiB.
-_READ_BYTES = 256 * 1024
-# What a connection may leave unread: a member a full Yamux window, a stranger its one frame many times over.
-_MEMBER_BUFFER_BYTES = 16 * 1024 * 1024
+# What a connection may leave unread: a member two full Yamux windows (16 MiB each, for frames and for a body)
+# and some, a stranger its one frame many times over.
+_MEMBER_BUFFER_BYTES = 40 * 1024 * 1024
 _STRANGER_BUFFER_BYTES = 64 * 1024
-# Yamux: version 0, type 3 (go away), no flags, no stream, code 0 (normal).
-_GO_AWAY = bytes.fromhex("000300000000000000000000")
 # A peer that reads gets our goodbye in milliseconds; one that does not is cut after this.
 _CLOSE_S = 1.0
 # Closing a host, all its connections at once.
@@ -91,13 +89,13 @@ class _GatedNoise(Noise):  # type: ignore[misc]
 
     async def secure_inbound(self, conn: Any) -> Any:
         session = await super().secure_inbound(conn)
-        _bound_reads(session)
+        bound_reads(session, instead_of=conn)
         self._admit(conn, PeerId(str(session.get_remote_peer())))
         return session
 
     async def secure_outbound(self, conn: Any, peer_id: Any) -> Any:
         session = await super().secure_outbound(conn, peer_id)
-        _bound_reads(session)
+        bound_reads(session, instead_of=conn)
         return session
 
 
@@ -208,8 +206,8 @@ class Host:
         muxed = connection.muxed_conn
         with trio.CancelScope(shield=True):
             with trio.move_on_after(_CLOSE_S):
-                await _quietly(partial(muxed._write_frame, _GO_AWAY))
-            await _quietly(muxed.secured_conn.close)
+                await quietly(partial(say_goodbye, muxed))
+            await quietly(muxed.secured_conn.close)
             self._network.remove_conn(connection)
 
     async def live(
@@ -234,7 +232,7 @@ class Host:
                     async with trio.open_nursery() as nursery:
                         for connection in self._network.get_connections():
                             nursery.start_soon(self.close, connection)
-                    await _quietly(self._host.close)
+                    await quietly(self._host.close)
             finally:
                 await self._sweep()
 
@@ -242,7 +240,7 @@ class Host:
         """After the end, however it came: what the library left open."""
         with trio.move_on_after(_CLOSE_S, shield=True):
             for listener in tuple(self._network.listeners.values()):
-                await _quietly(listener.close)
+                await quietly(listener.close)
         for stream in self._sockets:
             stream.socket.close()
 
@@ -304,28 +302,15 @@ class Host:
         """Remember a new socket, and bound what is read from it at once."""
         self._sockets = {stream for stream in self._sockets if stream.socket.fileno() >= 0}
         self._sockets.add(raw.stream.stream)
-        _bound_reads(raw)
+        bound_reads(raw)
 
     async def _guarded_add_conn(self, muxed: Any, direction: str = "unknown") -> Any:
-        start, read_body = muxed.start, muxed._read_data_body
         is_member = self._standing(_peer_of(muxed)) is Standing.MEMBER
-        budget = _MEMBER_BUFFER_BYTES if is_member else _STRANGER_BUFFER_BYTES
-
-        async def guarded_start() -> None:
-            try:
-                await start()
-            except Exception as error:
-                self._fault("muxer", error)
-                await _quietly(muxed.close)
-
-        async def bounded_body(length: int) -> bytes:
-            if length + sum(map(len, muxed.stream_buffers.values())) > budget:
-                # The one exception on which Yamux closes the connection instead of reading on.
-                raise trio.TooSlowError
-            return bytes(await read_body(length))
-
-        muxed.start = guarded_start
-        muxed._read_data_body = bounded_body
+        guard(
+            muxed,
+            buffer_bytes=_MEMBER_BUFFER_BYTES if is_member else _STRANGER_BUFFER_BYTES,
+            fault=partial(self._fault, "muxer"),
+        )
         return await self._add_conn(muxed, direction)
 
     async def _handle(self, stream: Stream) -> None:
@@ -333,14 +318,14 @@ class Host:
         key = id(stream.muxed_conn)
         is_member = self._standing(_peer_of(stream.muxed_conn)) is Standing.MEMBER
         if self._streams[key] >= (self._limits.streams_per_connection if is_member else 2):
-            await _quietly(stream.reset)
+            await quietly(stream.reset)
             return
         self._streams[key] += 1
         try:
             await self._negotiate(stream)
         except Exception as error:
             self._fault("stream", error)
-            await _quietly(stream.reset)
+            await quietly(stream.reset)
         finally:
             self._streams[key] -= 1
             if not self._streams[key]:
@@ -393,16 +378,6 @@ def peer_id_of_seed(seed: bytes) -> PeerId:
     return PeerId(str(ID.from_pubkey(create_new_key_pair(seed).public_key)))
 
 
-def _bound_reads(reader: Any) -> None:
-    """Replace `reader.read` by one that never asks for more than `_READ_BYTES`."""
-    read = reader.read
-
-    async def bounded(n: int | None = None) -> bytes:
-        return bytes(await read(n if n is None or n < _READ_BYTES else _READ_BYTES))
-
-    reader.read = bounded
-
-
 def _peer_of(muxed: Any) -> PeerId:
     return PeerId(str(muxed.peer_id))
 
@@ -413,13 +388,6 @@ def _address_of(raw: Any) -> str:
         return str(raw.stream.stream.socket.getpeername()[0])
     except (AttributeError, OSError):
         return ""
-
-
-async def _quietly(close: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await close()
-    except Exception:
-        logging.getLogger("libp2p").debug("closing failed", exc_info=True)
 
 
 async def _do_nothing() -> None:

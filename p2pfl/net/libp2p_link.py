@@ -163,12 +163,15 @@ class Link:
 
     async def run(self, handle: Callable[["Link", Tag, bytes], Awaitable[None]]) -> None:
         """Read and handle packets until the link ends, however it ends; then `reason` says why."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._write)
-                nursery.start_soon(self._keep_alive)
-                await self._read(handle)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep_alive)
+                    await self._read(handle)
+        except Exception as error:  # whatever is wrong with us, the node must hear that the link is gone
+            self.stop(f"our own error: {error!r}")
         self.is_open = False
         self._nursery = None
         self._queue.close()

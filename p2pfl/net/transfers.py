@@ -32,8 +32,10 @@ _TOKEN_BYTES = 32
 TICKET_BYTES = _TOKEN_BYTES + 8
 # Attempts that may be lost on the way without the sender noticing before it stops looking for their tokens.
 _ATTEMPTS_AHEAD = 8
-# Steps of hashing: large enough to cost no calls, small enough to stay in the cache (1 MiB, 0.6 ms).
+# Steps of hashing: large enough to cost no thread switches, small enough to be in the cache still.
 _HASH_STEP_BYTES = 1 << 20
+# Hashed at once, in 0.1 ms, where a worker thread would take as long to start.
+_INLINE_HASH_BYTES = 128 * 1024
 
 
 class Route(Enum):
@@ -198,8 +200,8 @@ class Reception:
         self._into = into
         self._hash = hashlib.sha256()
         self._hashed = 0
+        self._grown = trio.Event()
         self.position = 0
-        self.closed = False
 
     @property
     def done(self) -> bool:
@@ -207,20 +209,14 @@ class Reception:
         return self.position == len(self._into)
 
     def space(self) -> memoryview:
-        """The part still empty.  Raises RemoteError once closed: the buffer is its owner's again."""
-        if self.closed:
-            raise RemoteError("nobody waits for this body any more")
+        """The part still empty."""
         return self._into[self.position :]
 
     def advance(self, size: int) -> None:
         """Count `size` bytes written at the start of `space()`."""
         self.position += size
-        while self.position - self._hashed >= _HASH_STEP_BYTES or (
-            self.done and self._hashed < self.position
-        ):
-            step = min(_HASH_STEP_BYTES, self.position - self._hashed)
-            self._hash.update(self._into[self._hashed : self._hashed + step])
-            self._hashed += step
+        if self.done or self.position - self._hashed >= _HASH_STEP_BYTES:
+            self._grown.set()
 
     def accept(self, data: bytes) -> None:
         """Write `data`.  Raises RemoteError when it is more than what is missing."""
@@ -230,6 +226,20 @@ class Reception:
         space[: len(data)] = data
         self.advance(len(data))
 
-    def sha256(self) -> bytes:
-        """The digest of the whole body (32 bytes), once `done`."""
+    async def digest(self, limiter: trio.CapacityLimiter) -> bytes:
+        """SHA-256 (32 bytes) of the whole body, worked out while it comes in; returns once it is all there.
+
+        In a worker thread, because hashing takes longer than decrypting (0.52 beside 0.33 s/GB here).
+        """
+        while self._hashed < len(self._into):
+            if not self.done and self.position - self._hashed < _HASH_STEP_BYTES:
+                self._grown = trio.Event()
+                await self._grown.wait()
+            end = self.position
+            if end - self._hashed <= _INLINE_HASH_BYTES:
+                self._hash.update(self._into[self._hashed : end])
+            else:
+                piece = self._into[self._hashed : end]
+                await trio.to_thread.run_sync(self._hash.update, piece, limiter=limiter)
+            self._hashed = end
         return self._hash.digest()

@@ -30,7 +30,7 @@ TURNED_AWAY = (StreamError, MultiselectClientError)
 class Peer:
     host: Host
     peer_id: PeerId
-    address: Multiaddr | None
+    address: Multiaddr
     faults: list[tuple[str, Exception]]
 
 
@@ -152,10 +152,10 @@ async def test_fault_5_a_peer_that_ignores_its_window_is_cut_before_it_fills_the
         frame = struct.pack("!BBHII", 0, 0, 0, stream.muxed_stream.stream_id, len(chunk)) + chunk
         sent = 0
         with contextlib.suppress(IOException):  # cut in the middle of a write, or between two
-            while not muxed.is_closed and sent < 64:
+            while not muxed.is_closed and sent < 99:
                 await muxed._write_frame(frame)
                 sent += 1
-        assert sent < 32
+        assert sent < 64
         await muxed.event_closed.wait()
         await says_echo(other, victim)
 

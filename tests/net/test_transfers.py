@@ -1,6 +1,8 @@
 """Offers, tokens, receptions and pacing, without a network."""
 
 import hashlib
+import os
+from functools import partial
 
 import pytest
 import trio
@@ -79,7 +81,7 @@ async def test_two_uploads_share_the_limit(autojump_clock: trio.testing.MockCloc
     async with trio.open_nursery() as nursery:
         for peer in (ONE, TWO):
             out = outbox.add(peer, memoryview(bytes(1_000_000)))
-            nursery.start_soon(lambda out=out: out.upload(0, send, step=1 << 20, pace=pace, stall_s=5))
+            nursery.start_soon(partial(out.upload, 0, send, step=1 << 20, pace=pace, stall_s=5))
     assert trio.current_time() - started_at == pytest.approx(2.0, rel=0.1)
 
 
@@ -102,14 +104,14 @@ async def test_a_dropped_body_stops_being_sent(autojump_clock: trio.testing.Mock
         await trio.sleep(100)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: out.upload(0, send, step=4, pace=Pace(0), stall_s=1000))
+        nursery.start_soon(partial(out.upload, 0, send, step=4, pace=Pace(0), stall_s=1000))
         await trio.testing.wait_all_tasks_blocked()
         out.drop()
     assert trio.current_time() < 50
 
 
 @given(st.binary(max_size=5000), st.lists(st.integers(1, 2000), max_size=10))
-def test_a_reception_digests_what_came_whatever_the_pieces(body: bytes, cuts: list[int]) -> None:
+def test_a_reception_fills_its_buffer_whatever_the_pieces(body: bytes, cuts: list[int]) -> None:
     into = bytearray(len(body))
     reception = Reception(memoryview(into))
     position = 0
@@ -118,7 +120,24 @@ def test_a_reception_digests_what_came_whatever_the_pieces(body: bytes, cuts: li
         position = min(len(body), position + cut)
     assert reception.done
     assert bytes(into) == body
-    assert reception.sha256() == hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_072, 131_073, 5_000_001])
+async def test_a_reception_digests_what_comes_beside_its_coming_in(size: int) -> None:
+    body = os.urandom(size)
+    reception = Reception(memoryview(bytearray(size)))
+    digests: list[bytes] = []
+
+    async def digest() -> None:
+        digests.append(await reception.digest(trio.CapacityLimiter(1)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(digest)
+        for start in range(0, size, 300_007):
+            assert not digests
+            reception.accept(body[start : start + 300_007])
+            await trio.lowlevel.checkpoint()
+    assert digests == [hashlib.sha256(body).digest()]
 
 
 def test_a_reception_takes_no_byte_too_many() -> None:

@@ -8,7 +8,6 @@ import trio
 
 from p2pfl.ids import PeerId
 from p2pfl.net.libp2p import Libp2pTransport
-from p2pfl.net.limits import Limits
 from p2pfl.net.transport import Gate, Offer, Opened, Standing, Transport
 
 T = TypeVar("T")
@@ -38,8 +37,8 @@ class Community:
         return Standing.MEMBER if peer in self.members else Standing.STRANGER
 
     def transport(self, number: int, *, is_member: bool = True, **options: Any) -> Libp2pTransport:
-        options = {"listen": LOOPBACK, "bulk_listen": BULK_LOOPBACK, "limits": Limits()} | options
-        transport = Libp2pTransport(seed=bytes((number,)) * 32, gate=self.gate(), **options)
+        where: dict[str, Any] = {"listen": LOOPBACK, "bulk_listen": BULK_LOOPBACK, **options}
+        transport = Libp2pTransport(seed=bytes((number,)) * 32, gate=self.gate(), **where)
         if is_member:
             self.members.add(transport.peer_id)
         return transport
