@@ -69,9 +69,9 @@ class Consortium:
 
     def standing(self, peer: PeerId, now: float) -> str:
         """`member`, `stranger`, `revoked`, `expired`, or `banned` by this site alone."""
-        if peer in self.relations.banned:
-            return "banned"
-        return membership.standing(self.membership, peer, now)
+        standing = membership.standing(self.membership, peer, now)
+        # A revocation is everybody's word, and closes the books; a ban is this site's, and keeps them.
+        return "banned" if peer in self.relations.banned and standing != "revoked" else standing
 
     def may_share(self, peer: PeerId) -> bool:
         """Whether this site's updates may go to `peer`."""
@@ -135,13 +135,19 @@ class Consortium:
     def command(self, verb: str, arguments: Mapping[str, Any], now: float) -> list[Fact]:
         """Carry out a verb of this site's own people.
 
-        `admit` {certificate}, `ban` {peer, revocation}, `forget` {peer}, `set` {peer, share, accept}.  Returns facts; a refusal is a fact, too.
+        `admit` {certificate}, `ban` {peer, revocation}, `forget` {peer}, `set` {peer, share, accept}.
+        Returns facts; a refusal is a fact, too.
         """
         try:
             return [self._command(verb, arguments, now)]
-        except P2PFLError as error:
+        except (P2PFLError, KeyError, TypeError, AttributeError) as error:
+            # The last three: an argument is missing, or not what it should be.
             return [
-                Fact(event="command refused", level="warning", fields={"verb": verb, "reason": str(error)})
+                Fact(
+                    event="command refused",
+                    level="warning",
+                    fields={"verb": verb, "reason": str(error) or type(error).__name__},
+                )
             ]
 
     def _command(self, verb: str, arguments: Mapping[str, Any], now: float) -> Fact:

@@ -151,7 +151,12 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A reason in one word and a sentence: `accepted`, `not-accepted`, `left`, `finished`, `run-mismatch`."""
+    """A reason in one word and a sentence.
+
+    `accepted`, `not-accepted`: whether the sender mixes the recipient's updates.   `left`, `finished`: the
+    sender takes no further part.   `retired`: the recipient is to begin anew.   `greet`: say HELLO again.
+    `run-mismatch`: the agreements differ, and where.
+    """
 
     code: str
     text: str = ""

@@ -27,6 +27,7 @@ class Neighbour:
     """One other member.
 
     `up`: its HELLO and mine agree on our edges.  `late`: it missed a deadline and has not spoken since.
+    `greeting`: boot session and number of its last HELLO; an earlier one that comes late says nothing new.
     `round` is the first it has not committed, `sent` the last share it announced to us, `state` its latest
     model where models travel as states.
     """
@@ -40,6 +41,7 @@ class Neighbour:
     same_start: bool = False
     over: bool = False
     incarnation: int = 0
+    greeting: tuple[int, int] = (0, 0)
     round: int = 0
     sent: int = 0
     seen_at: float = 0.0

@@ -13,23 +13,19 @@ is one step: merge in (PeerId, seq) order, add the local step, split; one Commit
 shares and the round statement; then the next `Train`.  A neighbour that missed a deadline or hung up is not
 awaited again until it speaks.
 
-Invariants: see gossip/links.py.  The parts: state.py (what is known), rounds.py (a round), reception.py (what
-others say), and here the life of a run.
+Invariants: see gossip/links.py.  The parts: state.py (what is known), rounds.py (a round), reception.py
+(what others say), repeats.py (what is said again), recovery.py (a restart), departure.py (leaving), view.py
+(what is shown), and here the life of a run.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from p2pfl import ledger as ledgers
-from p2pfl import reception, rounds
+from p2pfl import departure, reception, recovery, repeats, rounds
 from p2pfl.consortium import Consortium
-from p2pfl.errors import P2PFLError
 from p2pfl.events import (
     Commanded,
     Connected,
@@ -50,43 +46,18 @@ from p2pfl.events import (
     Trained,
     Vector,
 )
-from p2pfl.gossip.links import Links
 from p2pfl.ids import PeerId
 from p2pfl.mass import Mass
 from p2pfl.run import RunSpec, canonical, run_id
 from p2pfl.schedule import schedule
 from p2pfl.state import Phase, State
+from p2pfl.view import PeerView, view_of
 
 __all__ = ["Peer", "PeerView"]
 
 # A node that comes back listens this long for where the others are before it goes on (seconds, at most; a
 # reconnect takes about one).
 _JOIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerView:
-    """A peer as people and tools see it, frozen."""
-
-    me: PeerId
-    run: str
-    phase: str
-    reason: str
-    round: int
-    stage: str
-    training_round: int
-    rounds: int
-    members: tuple[PeerId, ...]
-    wanted: tuple[PeerId, ...]
-    neighbours: Mapping[PeerId, Mapping[str, Any]]
-    metrics: Mapping[str, float]
-    incarnation: int
-    w: float
-    nominal: float
-    entered: float
-    written_off: float
-    in_flight: float
-    finished: str
 
 
 class Peer:
@@ -129,7 +100,7 @@ class Peer:
                 pass  # a driver that has not started its peer has nothing to tell it
             case Trained() if state.phase is Phase.RUNNING and event.round == state.round:
                 if state.trained is None:
-                    state.trained = event
+                    state.trained = _checked(event, len(state.mass.model))
             case Evaluated():
                 self._evaluated(event)
             case Offered():
@@ -154,7 +125,7 @@ class Peer:
         state = self.state
         state.now = now
         if state.tick is not None and now >= state.tick and state.phase is not Phase.FINISHED:
-            rounds.say_again(state)
+            repeats.say_again(state)
         self._advance()
         return self._take()
 
@@ -169,42 +140,7 @@ class Peer:
 
     def view(self) -> PeerView:
         """What can be shown of this peer now."""
-        state = self.state
-        neighbours = {
-            peer: {
-                "connected": one.connected,
-                "up": one.up,
-                "late": one.late,
-                "round": one.round,
-                "seen_at": one.seen_at,
-                "accepting": state.links.edge_to(peer).accepting,
-                "sent_w": state.links.edge_to(peer).sent_w,
-                "absorbed_w": state.links.edge_from(peer).absorbed_w,
-                "unresolved": len(state.links.edge_to(peer).entries),
-            }
-            for peer, one in state.neighbours.items()
-        }
-        return PeerView(
-            me=state.me,
-            run=state.run,
-            phase=state.phase.value,
-            reason=state.reason,
-            round=state.round,
-            stage=state.schedule.stage(state.round),
-            training_round=min(max(state.round - state.schedule.opening, 0), state.schedule.training),
-            rounds=state.schedule.training,
-            members=state.members(),
-            wanted=self.wanted(),
-            neighbours=neighbours,
-            metrics=dict(state.metrics),
-            incarnation=state.incarnation,
-            w=state.mass.w,
-            nominal=state.nominal,
-            entered=state.links.entered,
-            written_off=state.links.written_off,
-            in_flight=state.links.in_flight_w(),
-            finished=state.finished,
-        )
+        return view_of(self.state, self.wanted())
 
     def wanted(self) -> tuple[PeerId, ...]:
         """The members this peer wants a connection to, by PeerId."""
@@ -241,8 +177,8 @@ class Peer:
             state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()
             state.incarnation = reception.fresh_incarnation(state)
         else:
-            self._restore(event, k)
-        state.tick = state.now + state.spec.run.deadline_s / rounds.RESENDS_PER_DEADLINE
+            recovery.restore(state, event, k)
+        state.tick = state.now + state.spec.run.deadline_s / repeats.RESENDS_PER_DEADLINE
         if state.finished:
             state.phase = Phase.FINISHED
             state.emit(Finish(reason=state.finished))
@@ -252,33 +188,6 @@ class Peer:
             self._join()
         else:
             state.phase = Phase.WAITING
-
-    def _restore(self, event: Started, k: int) -> None:
-        state = self.state
-        assert event.snapshot is not None
-        ledger, x, model, pool = ledgers.read(event.snapshot)
-        mass = Mass(event.parameters if model is None else model, k)
-        if len(x) != len(mass.model) or len(ledger.statistics) != k:
-            raise P2PFLError(
-                f"the saved model has {len(x)} parameters, the learner {len(event.parameters)}; "
-                "was the learner changed in mid-run?"
-            )
-        mass.state = type(mass.state)(
-            x=np.ascontiguousarray(x[None]), w=np.array([ledger.w]), s=np.array([ledger.statistics])
-        )
-        state.mass, state.pool = mass, pool
-        state.links = Links(
-            out=ledger.out, into=ledger.into, entered=ledger.entered, written_off=ledger.written_off
-        )
-        state.incarnation, state.rebirths = ledger.incarnation, ledger.rebirths
-        state.begun, state.round, state.nominal = ledger.begun, ledger.round, ledger.nominal
-        state.starters = ledger.starters
-        state.pooled = None if ledger.pooled is None else np.array(ledger.pooled)
-        state.head = ledger.head
-        state.left, state.initial_digest = set(ledger.left), ledger.initial_digest
-        state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
-        state.finished = ledger.finished
-        state.consortium.restore(ledger.consortium, state.now)
 
     def _join(self) -> None:
         state = self.state
@@ -291,8 +200,10 @@ class Peer:
         state = self.state
         while True:
             before = (state.phase, state.round)
-            if state.leaving and state.phase is not Phase.LEAVING:
-                self._leave()
+            if state.revoked and state.phase is not Phase.FINISHED:
+                self._finish("revoked")
+            if state.leaving and state.phase not in (Phase.LEAVING, Phase.FINISHED):
+                departure.begin(state)
             match state.phase:
                 case Phase.WAITING:
                     self._wait()
@@ -306,13 +217,12 @@ class Peer:
                 case Phase.RUNNING:
                     self._run()
                 case Phase.PAUSED:
-                    self._settle()
+                    rounds.settle_now(state)
                     self._resume()
                 case Phase.DRAINING:
                     self._drain()
                 case Phase.LEAVING:
-                    self._settle()
-                    if not any(True for _ in state.links.unresolved()) or state.now >= state.settle_until:
+                    if departure.is_over(state):
                         self._finish("left")
             if (state.phase, state.round) == before:
                 return
@@ -326,7 +236,9 @@ class Peer:
         state = self.state
         up = [state.neighbours[p] for p in state.neighbours.up()]
         wanted = rounds.wanted(state)
-        have, want = 1 + len(up), min(state.spec.run.members_at_start, 1 + len(wanted))
+        have, want = 1 + len(up), state.spec.run.members_at_start
+        if len(state.members()) >= want:
+            want = min(want, 1 + len(wanted))
         state.reason = f"{have} of the {want} members that start the run are here"
         if any(one.begun for one in up):
             if state.deadline is None:
@@ -341,8 +253,10 @@ class Peer:
                 state.fact("joining a run that has begun")
                 self._join()
                 state.commit()
-        elif have >= want and len(state.members()) >= want:
-            self._enter(have)
+        else:
+            state.deadline = None
+            if have >= want:
+                self._enter(have)
 
     def _enter(self, members: int) -> None:
         state = self.state
@@ -388,10 +302,11 @@ class Peer:
             return f"the learner failed {times} times in a row; see `p2pfl log`, then `p2pfl run resume`"
         if state.low_rounds >= rounds.LOW_ROUNDS:
             into = rounds.neighbours_of(state, max(0, state.round - 1))[0]
-            heard = [p for p in into if state.neighbours[p].up]
-            if len(heard) < state.spec.run.quorum * len(into):
+            up = state.neighbours.up()
+            if not rounds.is_quorate(state, state.round, up):
+                heard = len([p for p in up if p in into])
                 quorum = f"the quorum is {state.spec.run.quorum:g} of them"
-                return f"{len(heard)} of {len(into)} neighbours are heard; {quorum}"
+                return f"{heard} of {len(into)} neighbours are heard; {quorum}"
         return ""
 
     def _resume(self) -> None:
@@ -402,24 +317,18 @@ class Peer:
             state.round = min(state.neighbours.next_round(state.round - 1), state.schedule.total)
             self._next()
 
-    def _settle(self) -> int:
-        state = self.state
-        merged, moved = rounds.settle(state)
-        if moved:
-            state.commit()
-            rounds.acknowledge(state, moved)
-        return merged
-
     def _drain(self) -> None:
         state = self.state
-        self._settle()
-        open_ = [
-            peer
-            for peer in rounds.wanted(state)
-            if not (one := state.neighbours[peer]).over
-            or (one.up and state.consortium.accepts(peer) and not state.links.has(peer, one.sent))
+        rounds.settle_now(state)
+        up = [p for p in state.neighbours.up() if p in rounds.wanted(state)]
+        open_ = rounds.absent(state) + [
+            p
+            for p in up
+            if not (one := state.neighbours[p]).over
+            or (state.consortium.accepts(p) and not state.links.has(p, one.sent))
         ]
-        if (not open_ and not any(True for _ in state.links.unresolved())) or state.now >= state.settle_until:
+        unresolved = [p for p, _ in state.links.unresolved() if self.knows(PeerId(p))]
+        if not (open_ or unresolved) or state.now >= state.settle_until:
             state.phase, state.reason, state.deadline = Phase.JUDGING, "the last evaluation", None
             state.emit(Evaluate(round=state.round, parameters=state.mass.z(), statistics=state.pooled))
 
@@ -441,25 +350,6 @@ class Peer:
             state.send(peer, Kind.NOTICE, Notice(code=code))
         state.emit(Finish(reason=reason))
 
-    def _leave(self) -> None:
-        state = self.state
-        out = rounds.neighbours_of(state, state.round)[1]
-        free = [
-            p
-            for p in out
-            if state.neighbours[p].up and state.links.is_free(p) and state.links.edge_to(p).accepting
-        ]
-        if state.mass.w > 0 and not free:
-            state.reason = "waiting for an out-neighbour that takes this node's mass"
-            return
-        self._settle()
-        state.phase, state.reason = Phase.LEAVING, "handing the mass over"
-        state.deadline = state.settle_until = state.now + state.spec.run.deadline_s
-        offers = [rounds.surrender(state, free[0])] if state.mass.w > 0 else []
-        state.commit()
-        for offer in offers:
-            state.emit(offer)
-
     def _command(self, event: Commanded) -> None:
         state, arguments = self.state, event.arguments
         match event.verb:
@@ -472,7 +362,7 @@ class Peer:
             case "roster":
                 reception.learn(state, arguments["roster"])
             case "dial":
-                peer = PeerId(str(arguments["peer"]))
+                peer = PeerId(str(arguments.get("peer", "")))
                 state.emit(Dial(peer=peer, addresses=tuple(arguments.get("addresses", ()))))
             case _:
                 accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
@@ -486,3 +376,12 @@ class Peer:
                         state.send(peer, Kind.NOTICE, Notice(code="accepted" if after else "not-accepted"))
                 if event.verb != "set":
                     reception.spread(state)
+
+
+def _checked(event: Trained, d: int) -> Trained:
+    """A fit's result, or a fault when it is not (d,) float32: a driver's mistake must not end a run."""
+    z = event.parameters
+    if z is None or (z.shape == (d,) and z.dtype == np.float32):
+        return event
+    fault = f"the fit gave {z.dtype} of shape {z.shape}, expected ({d},) float32"
+    return Trained(round=event.round, parameters=None, fault=fault)

@@ -30,7 +30,8 @@ from p2pfl.events import (
 from p2pfl.gossip.links import Arrival, Meeting, Place
 from p2pfl.ids import PeerId
 from p2pfl.mass import body_bytes, unpack
-from p2pfl.rounds import acknowledge, resend_shares
+from p2pfl.repeats import resend_shares
+from p2pfl.rounds import acknowledge
 from p2pfl.run import differing_keys
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit, screening
@@ -108,6 +109,8 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
             return str(place.value)
     elif one.state is not None and one.state[0] > header.round:
         return "have"
+    if state.phase is Phase.LEAVING:
+        return _refused(state, peer, header, "not-accepted")
     held = state.neighbours.fetching_bytes() + state.links.held_bytes()
     reason = screening.judge_header(
         header,
@@ -141,6 +144,10 @@ def received(state: State, event: Received) -> None:
     wanted = one.fetching.pop((header.kind, header.edge_seq), None)
     if reason := _stranger(state, header, peer):
         state.fault(peer, reason)
+        return
+    if state.finished == "left" and header.kind in (Kind.HELLO, Kind.STATEMENT):
+        # It has not heard.
+        state.send(peer, Kind.NOTICE, Notice(code="left"))
         return
     match message.body:
         case Hello() as hello:
@@ -223,6 +230,8 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
                 state.commit()
         case "finished":
             one.over = True
+        case "greet":
+            state.greet(peer)
         case "retired" if not one.up:
             _rolled_back(state, peer)
         case "run-mismatch":
@@ -256,14 +265,27 @@ def spread(state: State, but: PeerId | None = None) -> None:
 
 
 def enforce(state: State) -> None:
-    """Cut every connection to a peer that is no member any more, and close the books on it."""
-    for peer, one in state.neighbours.items():
-        if state.consortium.standing(peer, state.now) != "member" and (one.connected or one.met):
-            if one.met:
-                state.links.write_off(peer)
+    """Cut every connection to a peer that this site does not talk to any more.
+
+    Who was revoked is out of the run, and the books on it are closed.  Who is banned by this site alone lives
+    on for the others: what is in flight to it stays in the outbox, so that nothing is lost or counted twice.
+    """
+    state.revoked = state.consortium.standing(state.me, state.now) == "revoked"
+    for peer in sorted({*(p for p, _ in state.neighbours.items()), *map(PeerId, state.links.out)}):
+        standing = state.consortium.standing(peer, state.now)
+        if standing == "member":
+            continue
+        if standing != "banned" and state.links.is_open(peer):
+            lost = state.links.write_off(peer)
+            state.fact("member gone", "warning", peer=peer, standing=standing, written_off=lost)
+        if state.neighbours[peer].connected:
+            if standing == "revoked":
+                # So that it learns why.
+                for part in state.consortium.parts():
+                    state.send(peer, Kind.ROSTER, part)
             state.neighbours.lost(peer)
-            one.met = False
-            state.emit(HangUp(peer=peer, reason="not a member any more", ban=True))
+            state.links.discard(peer)
+            state.emit(HangUp(peer=peer, reason=f"this peer is {standing} here", ban=True))
 
 
 def _hello(state: State, peer: PeerId, header: Header, hello: Hello) -> None:
@@ -275,6 +297,10 @@ def _hello(state: State, peer: PeerId, header: Header, hello: Hello) -> None:
         state.send(peer, Kind.NOTICE, Notice(code="run-mismatch", text=text))
         state.emit(HangUp(peer=peer, reason=text))
         return
+    boot_session, number = one.greeting
+    if header.boot_session == boot_session and header.edge_seq <= number:
+        return
+    one.greeting = (header.boot_session, header.edge_seq)
     if hello.initial_digest != state.initial_digest:
         state.emit(
             HangUp(peer=peer, reason="its first model differs from ours; do both sites run the same code?")

@@ -7,23 +7,28 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl.errors import ConfigError
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum, topology
+from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
+from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit
 
 __all__ = [
+    "absent",
     "acknowledge",
     "begin",
     "end_of_wait",
+    "holds_mass",
+    "is_quorate",
     "is_ready",
     "neighbours_of",
-    "resend_shares",
-    "say_again",
     "settle",
+    "settle_now",
     "split",
     "step",
     "surrender",
@@ -32,9 +37,6 @@ __all__ = [
 
 # Purposes of random draws (state.seed): one number each, for ever.
 FIT = 1
-# Unanswered shares and statements are said again this often within a round's deadline: a lost frame then
-# costs a quarter of it, not all.
-RESENDS_PER_DEADLINE = 4
 # Everybody keeps a connection to everybody up to this many members; beyond it only to the plan's neighbours.
 FULL_MESH_MEMBERS = 32
 # A learner that fails this often in a row is not asked again until someone looks at it.
@@ -45,8 +47,14 @@ LOW_ROUNDS = 3
 
 def _plan(state: State, number: int) -> tuple[Plan, tuple[PeerId, ...]]:
     members = state.members()
-    spec = state.spec
-    return topology.plan(spec.gossip.topology, number, len(members), spec.run.seed), members
+    options, seed = state.spec.gossip.topology, state.spec.run.seed
+    try:
+        return topology.plan(options, number, len(members), seed), members
+    except ConfigError as error:
+        # The graph was checked for the members at start; a roster that grew or shrank may not fit it, such as
+        # explicit edges beyond its end.  A ring serves any roster, and everybody falls back to the same one.
+        state.fact("topology does not fit the roster", "error", members=len(members), reason=str(error))
+        return topology.plan(TopologyOptions(kind="ring"), number, len(members), seed), members
 
 
 def neighbours_of(state: State, number: int) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
@@ -76,7 +84,7 @@ def begin(state: State) -> None:
     state.deadline = state.now + state.spec.run.deadline_s
     state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE
     stage = state.schedule.stage(state.round)
-    if stage != "opening" and state.schedule.opening and state.pooled is None:
+    if stage != "opening" and state.schedule.opening and state.pooled is None and state.mass.w > 0:
         state.pooled = state.mass.pooled()
     state.trained = Trained(round=state.round, parameters=None)
     if stage != "training" or state.mass.w == 0:
@@ -126,7 +134,19 @@ def _missing(state: State) -> list[PeerId]:
     before = max(0, state.round - 1)
     into = neighbours_of(state, before)[0] if state.round else ()
     out = neighbours_of(state, state.round)[1]
-    return [p for p in into if _in_is_open(state, p)] + [p for p in out if _out_is_open(state, p)]
+    missing = [p for p in into if _in_is_open(state, p)] + [p for p in out if _out_is_open(state, p)]
+    return missing + (absent(state) if state.schedule.is_last_call(state.round) else [])
+
+
+def absent(state: State) -> list[PeerId]:
+    """Members that may come back: met, not connected now, not known to be over, and not given up on."""
+    return [
+        peer
+        for peer in wanted(state)
+        if (one := state.neighbours[peer]).met
+        and not (one.up or one.late or one.over)
+        and state.consortium.standing(peer, state.now) == "member"
+    ]
 
 
 def is_ready(state: State) -> bool:
@@ -145,11 +165,31 @@ def end_of_wait(state: State) -> None:
         state.fact("neighbour late", "warning", peer=peer, round=state.round)
 
 
+def is_quorate(state: State, number: int, heard: list[PeerId]) -> bool:
+    """Whether enough in-neighbours that still take part, and that this site talks to, are in `heard`."""
+    before = neighbours_of(state, max(0, number - 1))[0] if number else ()
+    into = [
+        p
+        for p in before
+        if not state.neighbours[p].over and state.consortium.standing(p, state.now) == "member"
+    ]
+    return len([p for p in heard if p in into]) >= state.spec.run.quorum * len(into)
+
+
 def settle(state: State) -> tuple[int, list[PeerId]]:
     """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit)."""
     merged, moved = state.links.collect()
     state.mass.absorb([(a.header.weights[0], a.body) for _, a in merged if a.body is not None])
     return len(merged), [PeerId(p) for p in moved]
+
+
+def settle_now(state: State) -> int:
+    """Settle outside a round: merge, commit, acknowledge.  Returns how many shares were merged."""
+    merged, moved = settle(state)
+    if moved:
+        state.commit()
+        acknowledge(state, moved)
+    return merged
 
 
 def acknowledge(state: State, peers: list[PeerId]) -> None:
@@ -213,6 +253,11 @@ def _share(state: State, peer: PeerId, w: float, body: NDArray[np.uint8], digest
     )
     state.links.push(peer, header)
     return Send(peer=peer, message=Message(header=header, body=body))
+
+
+def holds_mass(state: State) -> bool:
+    """Whether this peer has mass that others would miss; models that travel as states have none."""
+    return state.mass.w > 0 and not _is_state(state)
 
 
 def surrender(state: State, peer: PeerId) -> Send:
@@ -309,7 +354,7 @@ def step(state: State) -> None:
     offers = _offers(state)
     words = _state_the_round(state, offers, w_before)
     state.round = min(state.neighbours.next_round(number), state.schedule.total)
-    state.low_rounds = state.low_rounds + 1 if len(heard) < state.spec.run.quorum * len(into) else 0
+    state.low_rounds = 0 if is_quorate(state, number, heard) else state.low_rounds + 1
     links = state.links
     state.fact(
         "round committed",
@@ -340,26 +385,3 @@ def step(state: State) -> None:
         state.emit(said)
     if stage == "training" and (number + 1 - state.schedule.opening) % state.spec.run.evaluate_every == 0:
         state.emit(Evaluate(round=number, parameters=state.mass.z(), statistics=state.pooled))
-
-
-def say_again(state: State) -> None:
-    """Repeat whatever had no answer for one tick; a peer that has it already answers with a few bytes."""
-    assert state.tick is not None
-    interval = state.spec.run.deadline_s / RESENDS_PER_DEADLINE
-    state.tick = state.now + interval
-    for peer, one in state.neighbours.items():
-        if one.connected and not one.up:
-            state.greet(peer)
-    resend_shares(state, state.neighbours.up(), older_than=state.now - interval)
-    for said in state.last_words:
-        if state.neighbours[said.peer].up:
-            state.emit(said)
-
-
-def resend_shares(state: State, peers: list[PeerId], older_than: float) -> None:
-    """Offer the unresolved shares to `peers` again: the stored bytes, header first."""
-    for name, entry in list(state.links.unresolved()):
-        peer = PeerId(name)
-        if peer in peers and entry.header.issued_at <= older_than:
-            body = state.pool.get(entry.header.digest)
-            state.emit(Send(peer=peer, message=Message(header=entry.header, body=body)))

@@ -37,6 +37,10 @@ class Schedule:
             return "training"
         return "closing" if number < self.total else "over"
 
+    def is_last_call(self, number: int) -> bool:
+        """Whether round `number` is the first that closes: it waits for members that are away, once."""
+        return number == self.opening + self.training and self.closing > 0
+
     def progress(self, number: int) -> float:
         """The share of training rounds done before round `number`, 0..1."""
         return min(1.0, max(0.0, (number - self.opening) / max(1, self.training)))

@@ -101,6 +101,8 @@ class State:
     low_rounds: int = 0
     held: bool = False
     leaving: bool = False
+    revoked: bool = False
+    greetings: int = 0
     settle_until: float = 0.0
     # What the last commit revealed and may have to be said again: statements and states, by recipient.
     last_words: list[Send] = field(default_factory=list)
@@ -150,7 +152,9 @@ class State:
             counted=self.starters.get(peer, 0) == self.links.edge_from(peer).incarnation != 0,
             **self.links.greet(peer),
         )
-        self.send(peer, Kind.HELLO, hello)
+        # Numbered, so that one that was overtaken on the way is not taken for news.
+        self.greetings += 1
+        self.send(peer, Kind.HELLO, hello, edge_seq=self.greetings)
 
     def commit(self) -> None:
         """Ask for everything durable to be written, with the facts gathered since the last time."""

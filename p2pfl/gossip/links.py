@@ -191,6 +191,10 @@ class Links:
             "base": out.base,
         }
 
+    def is_open(self, peer: str) -> bool:
+        """Whether there are books on an incarnation of `peer`."""
+        return peer in self.out and self.out[peer].incarnation != 0
+
     def write_off(self, peer: str, incarnation: int = 0) -> float:
         """Close the books on the neighbour's present incarnation and open them for `incarnation`.
 

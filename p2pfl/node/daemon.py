@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -102,7 +103,7 @@ async def serve(
 
     learning: Learning = LearnerProcess(evaluate_s=spec.run.deadline_s)
     if settings.node.isolation == "thread":
-        learning = InlineLearner()
+        learning = InlineLearner(runner=partial(trio.to_thread.run_sync, abandon_on_cancel=True))
     with Store.open(home) as store:
         node = Node(
             peer=Peer(

@@ -63,8 +63,6 @@ __all__ = ["Clock", "Learning", "Node", "Outcome", "inline"]
 
 # Events that wait for the peer: a burst from every neighbour; beyond it the transport stops reading.
 _INBOX_EVENTS = 256
-# A round asks for one fit and one evaluation; a hanging learner makes a few rounds pile up.
-_JOBS = 32
 # Seconds for the last acknowledgements to leave before the connections close.
 _FAREWELL_S = 2.0
 
@@ -160,7 +158,9 @@ class Node:
         self._learning, self._learner = learning, learner
         self._run_sync, self._on_fact, self._until = run_sync, on_fact, until_round
         self._inbox_in, self._inbox = trio.open_memory_channel[tuple[Event, trio.Event | None]](_INBOX_EVENTS)
-        self._jobs_in, self._jobs = trio.open_memory_channel[Train | Evaluate](_JOBS)
+        # What the learner has still to do, at most one of a kind: a newer job makes an older one pointless.
+        self._jobs: dict[type[Train] | type[Evaluate], Train | Evaluate] = {}
+        self._job_is_there = trio.Event()
         lobby = Lobby(peer.state.consortium, ticket=ticket, ask=self.ask, now=clock.now)
         self.transport = transport(lobby.gate)
         self._dialer = Dialer(
@@ -304,7 +304,9 @@ class Node:
         run, now = self.peer.state.run, self.clock.now()
         match effect:
             case Train() | Evaluate():
-                await self._jobs_in.send(effect)
+                self._jobs.pop(type(effect), None)
+                self._jobs[type(effect)] = effect
+                self._job_is_there.set()
             case Commit(snapshot=snapshot, facts=facts):
                 facts = tuple(map(self._counted, facts))
                 await self._run_sync(self.store.commit, run, snapshot, facts, now)
@@ -351,7 +353,11 @@ class Node:
             self._on_fact(fact)
 
     async def _learn(self) -> None:
-        async for job in self._jobs:
+        while True:
+            await self._job_is_there.wait()
+            job = self._jobs.pop(next(iter(self._jobs)))
+            if not self._jobs:
+                self._job_is_there = trio.Event()
             if isinstance(job, Train):
                 job = replace(job, deadline=self.clock.on_trio(job.deadline))
                 await self._tell(await self._learning.train(job))

@@ -1,0 +1,45 @@
+"""From the disk back to a peer: what the last Commit held becomes its state again."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pfl import ledger as ledgers
+from p2pfl.errors import P2PFLError
+from p2pfl.events import Started
+from p2pfl.gossip.links import Links
+from p2pfl.mass import Mass
+from p2pfl.state import State
+
+__all__ = ["restore"]
+
+
+def restore(state: State, event: Started, k: int) -> None:
+    """Put the snapshot of `event` into `state`.   k: the statistics that travel with the model.
+
+    Raises StoreError when the snapshot cannot be read, P2PFLError when it is of another model.
+    """
+    assert event.snapshot is not None
+    ledger, x, model, pool = ledgers.read(event.snapshot)
+    mass = Mass(event.parameters if model is None else model, k)
+    if len(x) != len(mass.model) or len(ledger.statistics) != k:
+        raise P2PFLError(
+            f"the saved model has {len(x)} parameters, the learner {len(event.parameters)}; "
+            "was the learner changed in mid-run?"
+        )
+    mass.state = type(mass.state)(
+        x=np.ascontiguousarray(x[None]), w=np.array([ledger.w]), s=np.array([ledger.statistics])
+    )
+    state.mass, state.pool = mass, pool
+    state.links = Links(
+        out=ledger.out, into=ledger.into, entered=ledger.entered, written_off=ledger.written_off
+    )
+    state.incarnation, state.rebirths = ledger.incarnation, ledger.rebirths
+    state.begun, state.round, state.nominal = ledger.begun, ledger.round, ledger.nominal
+    state.starters = ledger.starters
+    state.pooled = None if ledger.pooled is None else np.array(ledger.pooled)
+    state.head = ledger.head
+    state.left, state.initial_digest = set(ledger.left), ledger.initial_digest
+    state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
+    state.finished = ledger.finished
+    state.consortium.restore(ledger.consortium, state.now)
