@@ -1,0 +1,194 @@
+"""`p2pfl demo`: real nodes on this machine, from their keys to a verdict on what they learned."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from p2pfl.errors import LocalError
+
+from .exits import Exit
+from .terminal import Terminal, pass_terminal
+from .verdicts import verdict_text
+
+if TYPE_CHECKING:
+    from p2pfl.simulations.workload import Workload
+
+    from .fleet import Fleet
+    from .sites import DemoSite, Plan
+
+__all__ = ["demo"]
+
+# A node that is killed stays away this long: long enough that the others notice.
+_AWAY_S = 1.0
+
+
+@click.command(epilog="Example: p2pfl demo --peers 4 --rounds 20 --partition dirichlet:0.5 --kill")
+@click.option(
+    "--peers", type=click.IntRange(min=1, max=32), help="How many nodes.  [default: 4, or one a file]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Training rounds.  [default: 20]")
+@click.option("--data", metavar="SOURCE", help="sklearn:NAME, npz:, idx:, csv:.  [default: sklearn:digits]")
+@click.option("--label", metavar="COLUMN", help="The column of a csv to predict.")
+@click.option("--target", metavar="TEST", help="Instead a test that makes a binary label: 'num > 0'.")
+@click.option("--model", type=click.Choice(["logistic", "mlp", "cnn"]), help="[default: mlp]")
+@click.option("--partition", metavar="KIND", help="iid, dirichlet:0.5, shards:2, quantity:0.5 or by-file.")
+@click.option("--metric", default="", help="The metric of the verdict.  [default: accuracy]")
+@click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
+@click.option(
+    "--run",
+    "run_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Start from a run.toml.",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the agreement.")
+@click.option("--kill", is_flag=True, help="kill -9 one node in mid-run, and start it again.")
+@pass_terminal
+def demo(
+    terminal: Terminal,
+    peers: int | None,
+    rounds: int | None,
+    data: str | None,
+    label: str | None,
+    target: str | None,
+    model: str | None,
+    partition: str | None,
+    metric: str,
+    seed: int | None,
+    run_file: Path | None,
+    settings: tuple[str, ...],
+    kill: bool,
+) -> None:
+    """Start several real nodes here, let them train over loopback, and judge the result.
+
+    Each has its own process, key, store and share of the rows, and the verdict compares them with training on
+    all rows together and on each share alone.  With --home the nodes' folders are kept there.
+    """
+    from . import sites
+    from .fleet import Fleet
+
+    plan = sites.plan(
+        run_file=run_file,
+        peers=peers,
+        rounds=rounds,
+        data=data,
+        label=label,
+        target=target,
+        model=model,
+        partition=partition,
+        seed=seed,
+        settings=settings,
+    )
+    signal.signal(signal.SIGTERM, _terminated)
+    with ExitStack() as stack:
+        if terminal.home_flag:
+            folder = terminal.home
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pfl-demo-")))
+        homes = sites.prepare(folder, plan)
+        terminal.note(f"{len(homes)} nodes in {folder}, run {plan.spec.run.name!r}")
+        began = time.monotonic()
+        fleet = stack.enter_context(Fleet([site.home for site in homes], folder / "run.toml"))
+        _follow(terminal, fleet, plan, kill=kill)
+        verdict = _judge(plan, homes, fleet, time.monotonic() - began, metric)
+    terminal.result(verdict, verdict_text(verdict))
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001, the signal module's signature
+    sys.exit(int(Exit.TERMINATED))
+
+
+def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None:
+    """Show rounds as they are committed, kill and revive one node if asked, until every node has ended."""
+    total = plan.spec.run.rounds
+    victim, strike_at = len(fleet.nodes) - 1, max(1, total // 3)
+    committed: dict[int, set[int]] = {}
+    losses: dict[int, float] = {}
+    revive_at: float | None = None
+    is_due = kill
+    while not fleet.is_over or revive_at is not None:
+        for index, line in fleet.lines(timeout_s=0.2):
+            if line.get("event") != "round committed":
+                if line.get("event") in ("paused", "resumed"):
+                    terminal.note(f"node {index}  {line['event']}  {line.get('reason', '')}")
+                continue
+            number = int(line.get("training_round", line.get("round", 0)))
+            loss = line.get("loss") or dict(line.get("metrics") or {}).get("train_loss")
+            if loss is not None:
+                losses[index] = float(loss)
+            done = committed.setdefault(number, set())
+            done.add(index)
+            if line.get("stage") == "training" and len(done) == len(fleet.nodes) - (revive_at is not None):
+                mean = f"  loss {sum(losses.values()) / len(losses):.4f}" if losses else ""
+                terminal.note(f"round {number + 1}/{total}  {len(done)} nodes{mean}")
+            if is_due and index == victim and number >= strike_at:
+                fleet.kill(victim)
+                terminal.note(f"node {victim}  killed with SIGKILL after round {number + 1}")
+                is_due, revive_at = False, time.monotonic() + _AWAY_S
+        if revive_at is not None and time.monotonic() >= revive_at:
+            fleet.start(victim)
+            terminal.note(f"node {victim}  started again")
+            revive_at = None
+    for index, node in enumerate(fleet.nodes):
+        if node.code != 0:
+            raise LocalError(
+                f"node {index} ended with code {node.code}: {fleet.last_words(index)}; "
+                "give --home and look at its node.err"
+            )
+
+
+def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metric: str) -> dict[str, Any]:
+    import numpy as np
+
+    from p2pfl import ledger as ledgers
+    from p2pfl.node.store import Store
+    from p2pfl.run import run_id
+    from p2pfl.simulations import verdict
+    from p2pfl.simulations.mass_audit import audit, books_on_disk
+
+    from .export import export_model
+
+    workload: Workload = plan.workload
+    models, books, rows = [], [], []
+    for site, node in zip(homes, fleet.nodes, strict=True):
+        export_model(site.home, plan.joined, site.home / "model.safetensors")
+        with Store.open(site.home) as store:
+            snapshot = store.load(run_id(plan.joined))
+        assert snapshot is not None, "export_model has read it"
+        books.append(books_on_disk(site.peer_id, snapshot))
+        ledger, x, model, _ = ledgers.read(snapshot)
+        # z = x / w, as push-sum de-biases (gossip/push_sum.py); without mass it is the model kept beside.
+        models.append((x.astype(np.float64) / ledger.w).astype(np.float32) if model is None else model)
+        rows.append(
+            {
+                "peer_id": site.peer_id,
+                "w": ledger.w,
+                "entered": ledger.entered,
+                "written_off": ledger.written_off,
+                "bytes_sent": node.bytes_sent,
+                "finished": ledger.finished,
+                "starts": node.starts,
+            }
+        )
+    mass = audit(books)
+    is_conserved = plan.spec.gossip.averaging.kind == "push-sum"
+    ran = verdict.Ran(
+        engine="node",
+        models=models,
+        mass={"sum": mass.sum, "expected": mass.expected, "error": mass.error} if is_conserved else None,
+        bytes_sent=sum(node.bytes_sent for node in fleet.nodes),
+        wall_s=wall_s,
+        rounds=plan.spec.run.rounds,
+        per_peer=rows,
+        extra={"peak_rss_mb": verdict.peak_rss_mb(children=True), "run_id": run_id(plan.joined)},
+    )
+    return verdict.verdict(ran, workload, plan.spec, metric=metric)

@@ -1,0 +1,204 @@
+"""The sites of a demo: an agreement, and for each a folder with key, settings and rows."""
+
+from __future__ import annotations
+
+import glob
+import socket
+import tomllib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.ids import PeerId
+
+from . import home as homes
+
+if TYPE_CHECKING:
+    from p2pfl.learn.options import PartitionOptions
+    from p2pfl.run import RunSpec
+    from p2pfl.simulations.workload import Workload
+
+__all__ = ["DemoSite", "Plan", "plan", "prepare"]
+
+# Nodes on one machine answer within milliseconds; one that is killed is waited for this long at the end.
+_DEADLINE_S = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What a demo runs.
+
+    spec: the agreement without founders, by which baselines train.   joined: what the nodes agree on, once
+    their keys are known.   sources: one a site where the rows are in files already.
+    """
+
+    spec: RunSpec
+    joined: RunSpec
+    workload: Workload
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSite:
+    """One node's folder and name."""
+
+    home: Path
+    peer_id: PeerId
+
+
+def plan(
+    *,
+    run_file: Path | None,
+    peers: int | None,
+    rounds: int | None,
+    data: str | None,
+    label: str | None,
+    target: str | None,
+    model: str | None,
+    partition: str | None,
+    seed: int | None,
+    settings: Sequence[str],
+) -> Plan:
+    """The agreement and the rows that the flags ask for.  Raises ConfigError."""
+    import msgspec
+
+    from p2pfl import run as runs
+    from p2pfl.simulations.scenario import set_key
+    from p2pfl.simulations.workload import cut
+
+    table = _table(run_file)
+    run, learner = table.setdefault("run", {}), table.setdefault("learner", {})
+    rows = learner.setdefault("data", {})
+    run.setdefault("name", "demo")
+    run.setdefault("deadline_s", _DEADLINE_S)
+    if rounds is not None or "rounds" not in run:
+        run["rounds"] = rounds or 20
+    if seed is not None:
+        run["seed"] = seed
+    rows |= {key: value for key, value in (("source", data), ("label", label), ("target", target)) if value}
+    rows.setdefault("source", "sklearn:digits")
+    if not learner.get("module"):
+        learner["model"] = {**learner.get("model", {"kind": "mlp"}), **({"kind": model} if model else {})}
+    for setting in settings:
+        set_key(table, setting)
+    table.pop("trust", None)
+    files = _files(str(rows["source"]))
+    options = _partition(partition or ("by-file" if len(files) > 1 else "dirichlet:0.5"))
+    sources = tuple(f"csv:{file}" for file in files) if options.kind == "by-file" else ()
+    n = peers or len(sources) or 4
+    run["members_at_start"] = n
+    spec = runs.decode(table, str(run_file or "demo"))
+    if spec.learner.module:
+        raise ConfigError("the demo splits rows itself and needs a built-in model; leave learner.module out")
+    workload = cut(spec, n, options, sources=sources)
+    assert workload.pooled is not None, "the learner is built in"
+    if sources and not spec.learner.data.target and not spec.learner.data.classes:
+        # A site may lack a class that another has: all number them alike.
+        rows = msgspec.structs.replace(spec.learner.data, classes=workload.pooled.classes)
+        spec = msgspec.structs.replace(spec, learner=msgspec.structs.replace(spec.learner, data=rows))
+        workload = cut(spec, n, options, sources=sources)
+    return Plan(spec=spec, joined=spec, workload=workload, sources=sources)
+
+
+def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
+    """Make the folders, and agree.  Raises StoreError when nodes live there already."""
+    import msgspec
+
+    from p2pfl import run as runs
+    from p2pfl.learn import data
+    from p2pfl.learn.options import DataOptions
+    from p2pfl.trust import identity
+
+    count = len(plan.workload.datasets)
+    ports = _free_ports(2 * count)
+    keys = []
+    for i in range(count):
+        home = folder / f"site-{i}"
+        if home.exists():
+            raise StoreError(f"{home} exists; choose another --home, or remove it")
+        homes.make_home(home)
+        keys.append(identity.create(home / homes.KEY))
+    founders = tuple(key.peer_id for key in keys)
+    trust = msgspec.structs.replace(plan.spec.trust, founders=founders, quorum=count // 2 + 1)
+    learner = plan.spec.learner
+    if not plan.sources:
+        # The rows come as npz files, scaled and split; how they were read before is nobody's business.
+        learner = msgspec.structs.replace(learner, data=DataOptions())
+    plan.joined = msgspec.structs.replace(plan.spec, trust=trust, learner=learner)
+    (folder / homes.RUN).write_text(runs.write_toml(msgspec.to_builtins(plan.joined)), encoding="utf-8")
+    addresses = [
+        f"/ip4/127.0.0.1/tcp/{port}/p2p/{key.peer_id}" for port, key in zip(ports, keys, strict=False)
+    ]
+    for i, key in enumerate(keys):
+        home = folder / f"site-{i}"
+        source = plan.sources[i] if plan.sources else f"npz:{home / 'rows.npz'}"
+        dataset = plan.workload.datasets[i]
+        if not plan.sources and dataset is not None:
+            data.save(home / "rows.npz", dataset)
+        settings = {
+            "node": {
+                "name": f"site-{i}",
+                "listen": [f"/ip4/127.0.0.1/tcp/{ports[i]}"],
+                "bulk_listen": f"127.0.0.1:{ports[count + i]}",
+                "bootstrap": [address for j, address in enumerate(addresses) if j != i],
+                "data": source,
+            }
+        }
+        homes.write_private(home / homes.SETTINGS, runs.write_toml(settings))
+        assert key.peer_id == founders[i]
+    return [DemoSite(home=folder / f"site-{i}", peer_id=key.peer_id) for i, key in enumerate(keys)]
+
+
+def _table(run_file: Path | None) -> dict[str, Any]:
+    if run_file is None:
+        return {}
+    try:
+        table = tomllib.loads(run_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{run_file}: {error}") from error
+    table.pop("simulation", None)
+    return table
+
+
+def _files(source: str) -> list[Path]:
+    """The files a csv source matches, absolute and sorted; none for other sources."""
+    kind, separator, place = source.partition(":")
+    if kind != "csv" or not separator:
+        return []
+    return sorted(Path(file).absolute() for file in glob.glob(str(Path(place).expanduser())))  # noqa: PTH207, place may be absolute
+
+
+def _partition(text: str) -> PartitionOptions:
+    import msgspec
+
+    from p2pfl.learn.options import PartitionOptions
+
+    kind, separator, number = text.partition(":")
+    names = {"dirichlet": "alpha", "quantity": "alpha", "shards": "shards"}
+    table: dict[str, Any] = {"kind": kind}
+    if separator:
+        if kind not in names:
+            raise ConfigError(
+                f"--partition {text!r}: {kind} takes no number; such as dirichlet:0.5 or shards:2"
+            )
+        table[names[kind]] = number
+    try:
+        return msgspec.convert(
+            {**table, "min_rows": 16 if kind == "dirichlet" else 2}, PartitionOptions, strict=False
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--partition {text!r}: {error}; such as iid, dirichlet:0.5 or by-file") from error
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)
+        ]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]

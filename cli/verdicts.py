@@ -1,0 +1,64 @@
+"""A verdict as a person reads it: the same table after a simulation and after a demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .terminal import columns
+
+__all__ = ["verdict_text"]
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """One row a peer, then what holds for all of them."""
+    name = verdict["metric"]["name"]
+    rows = [
+        [
+            row["peer"],
+            _number(row["metrics"].get(name), 4),
+            _number(row["metrics"].get("loss"), 4),
+            _number(row.get("w"), 4),
+            _bytes(row.get("bytes_sent")),
+            row.get("finished"),
+        ]
+        for row in verdict["per_peer"]
+    ]
+    metric, alone, mass = verdict["metric"], verdict.get("alone"), verdict.get("mass")
+    lines = [
+        columns(rows, ("peer", name, "loss", "weight", "sent", "ended")),
+        "",
+        f"{name:<19} mean {metric['mean']:.4f}  min {metric['min']:.4f}  max {metric['max']:.4f}",
+    ]
+    if verdict.get("pooled") is not None:
+        lines.append(f"{'all data together':<19} {verdict['pooled']:.4f}")
+    if alone is not None:
+        spread = f"mean {alone['mean']:.4f}  min {alone['min']:.4f}  max {alone['max']:.4f}"
+        lines.append(f"{'each site alone':<19} {spread}")
+    if verdict.get("reference") is not None:
+        lines.append(f"{'perfect network':<19} mean {verdict['reference']['mean']:.4f}")
+    if verdict.get("consensus_distance") is not None:
+        lines.append(f"{'consensus distance':<19} {verdict['consensus_distance']:.3g}")
+    if mass is not None and mass.get("error") is not None:
+        lines.append(
+            f"{'mass':<19} {mass['sum']:.9g} of {mass['expected']:.9g} expected, error {mass['error']:.2g}"
+        )
+    sent = f"{_bytes(verdict['bytes_sent'])}, {_bytes(verdict['bytes_per_peer_round'])} a peer and round"
+    lines.append(f"{'sent':<19} {sent}")
+    lines.append(f"{'took':<19} {verdict['wall_s']:.2f} s, {verdict['peak_rss_mb']:.0f} MB at most")
+    if verdict.get("report"):
+        lines.append(f"{'report':<19} {verdict['report']}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _bytes(count: float | None) -> str | None:
+    if count is None:
+        return None
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,166 @@
+"""One simulated machine: a disk that survives, and a process that does not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.consortium import Consortium
+from p2pfl.events import Fact, Snapshot, Started, Train, Trained
+from p2pfl.ids import PeerId, RunId
+from p2pfl.learn.factory import build
+from p2pfl.learn.jobs import Workshop
+from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.peer import Peer
+from p2pfl.run import RunSpec
+from p2pfl.trust import membership
+from p2pfl.trust.certificates import MAX_SIGNATURES
+from p2pfl.trust.identity import Identity, verify
+from p2pfl.trust.membership import Membership
+
+__all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
+
+# The share of its time after which a fit is whole: times are rounded sums, and 4.02 - 3.02 is less than 1.
+_WHOLE = 1.0 - 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedSite:
+    """What a site brings: its learner, and how fast its machine is (virtual seconds)."""
+
+    factory: LearnerFactory
+    site: Site = field(default_factory=Site)
+    fit_s: float = 1.0
+    evaluate_s: float = 0.0
+    starts_at_s: float = 0.0
+    memory_bytes: int = 4096 * 10**6
+
+
+def identities(n: int, seed: int) -> list[Identity]:
+    """N keys made of the run's seed, by PeerId, so that peer number i is position i of every plan."""
+    seeds = (hashlib.sha256(f"p2pfl-simulation/{seed}/{i}".encode()).digest() for i in range(n))
+    return sorted((Identity(s) for s in seeds), key=lambda identity: identity.peer_id)
+
+
+def founded_by(run: RunId, peers: list[PeerId]) -> Membership:
+    """A membership that all simulated peers found, with the smallest quorum that is a majority."""
+    quorum = len(peers) // 2 + 1
+    if quorum <= MAX_SIGNATURES:
+        return membership.genesis(run, peers, quorum)
+    # More than can sign a certificate: nobody will be admitted or revoked here.
+    return Membership(run=run, founders=tuple(sorted(peers)), quorum=quorum)
+
+
+class Machine:
+    """The site numbered `index`.  `life` counts starts and stops: what is of an earlier life is void."""
+
+    def __init__(
+        self,
+        index: int,
+        identity: Identity,
+        site: SimulatedSite,
+        spec: RunSpec,
+        founders: Membership,
+        seed: int,
+    ) -> None:
+        self.index, self.identity, self.site, self.spec = index, identity, site, spec
+        self.name = identity.peer_id
+        self.life = 0
+        self.peer: Peer | None = None
+        self.disk: Snapshot | None = None
+        self.facts: list[tuple[float, Fact]] = []
+        self.bytes_sent = 0
+        self.bytes_sent_by_peers_round = 0
+        self.banned: set[int] = set()
+        self.offers: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
+        self.doomed_after: int | None = None
+        self.timer: float | None = None
+        self.finished = ""
+        self._founders, self._seed = founders, seed
+        self._workshop: Workshop | None = None
+        self._looks_left: float = float("inf")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its process runs."""
+        return self.peer is not None
+
+    def boot(self) -> Started:
+        """Start a process: a new peer and a new learner.  Returns the event that its peer is to hear first.
+
+        Raises LearnerError when the learner cannot be built.
+        """
+        self.life += 1
+        self.timer, self.doomed_after, self.offers = None, None, {}
+        draw = hashlib.sha256(f"{self._seed}/{self.index}/{self.life}".encode()).digest()
+        self.peer = Peer(
+            me=self.name,
+            spec=self.spec,
+            consortium=Consortium(self._founders, verify=_verify),
+            boot_session=int.from_bytes(draw[:8], "big") >> 1,
+            entropy=hashlib.sha256(draw).digest(),
+            memory_bytes=self.site.memory_bytes,
+        )
+        site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)
+        if site.options is None:
+            site = replace(site, options=self.spec.learner)
+        workshop = self._workshop = Workshop(partial(build, self.site.factory), site)
+        ready = workshop.ready()
+        return Started(
+            snapshot=None if self.disk is None else _copy(self.disk),
+            parameters=ready.parameters,
+            samples=ready.samples,
+            schema_hash=ready.schema_hash,
+            statistics=ready.statistics,
+        )
+
+    def halt(self) -> None:
+        """The process is gone, and everything that was not committed with it."""
+        self.life += 1
+        self.peer, self._workshop, self.timer, self.doomed_after, self.offers = None, None, None, None, {}
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Make `snapshot` what the next start finds: a copy, so that no array in memory is part of it."""
+        self.disk = _copy(snapshot)
+
+    def fit_ends_at(self, job: Train, now: float) -> float:
+        """When the fit ends: by itself, or stopped at the round's deadline."""
+        return max(now, min(now + self.site.fit_s, job.deadline))
+
+    def train(self, job: Train, took_s: float) -> Trained:
+        """The fit's result: partial work when `took_s` is less than a whole fit takes."""
+        assert self._workshop is not None
+        steps = self.site.site.local_steps or self.spec.learner.local_steps
+        done = took_s / self.site.fit_s if self.site.fit_s > 0 else 1.0
+        self._looks_left = float("inf") if done >= _WHOLE else int(done * steps)
+        return self._workshop.train(job)
+
+    @property
+    def workshop(self) -> Workshop:
+        """The learner at work."""
+        assert self._workshop is not None
+        return self._workshop
+
+    def _should_stop(self) -> bool:
+        self._looks_left -= 1
+        return self._looks_left < 0
+
+
+def _verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
+    return verify(peer, b"", data, signature)
+
+
+def _copy(snapshot: Snapshot) -> Snapshot:
+    return Snapshot(
+        arrays={name: np.array(array) for name, array in snapshot.arrays.items()},
+        ledger=bytes(snapshot.ledger),
+    )
+
+
+# A hook that sees every fact a peer notes: (time, machine number, fact).
+Listener = Callable[[float, int, Fact], None]

@@ -1,0 +1,141 @@
+"""What carries messages between simulated machines: offers first, bodies when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.errors import RemoteError
+from p2pfl.events import Event, Faulted, Header, Message, Offered, Received
+from p2pfl.net import messages
+from p2pfl.trust.envelope import signer_of, verify_signed
+
+from .machine import Machine
+from .network import Network
+from .wire_size import frame_bytes
+
+__all__ = ["Hear", "Post"]
+
+# Seconds after which a fetch without an answer has failed.
+_FETCH_TIMEOUT_S = 10.0
+
+
+class Hear(Protocol):
+    """Tells a machine's peer an event, unless its life or the connection to `other` is over."""
+
+    def __call__(self, machine: Machine, life: int, event: Event, session: int, other: int) -> None:
+        """See the class."""
+        ...
+
+
+class Post:
+    """The mail of one world."""
+
+    def __init__(
+        self,
+        machines: Sequence[Machine],
+        network: Network,
+        *,
+        now: Callable[[], float],
+        at: Callable[[float, int, Callable[[], None]], None],
+        hear: Hear,
+        crypto: bool,
+        inline_bytes: int,
+    ) -> None:
+        """crypto: seal and open every message with real keys.   inline_bytes: bodies up to this size ride in
+        their offer.   now, at, hear: the world's clock, its queue, and how it tells a peer something.
+        """
+        self._machines, self._network = machines, network
+        self._now, self._at, self._hear = now, at, hear
+        self._crypto, self._inline_bytes = crypto, inline_bytes
+
+    def send(self, machine: Machine, j: int, message: Message) -> None:
+        """Carry `message` from `machine` to machine `j`; of a vector only the header, as an offer."""
+        i = machine.index
+        session = self._network.session(i, j)
+        if not session:
+            return
+        header, body = message.header, message.body
+        is_offer = isinstance(body, np.ndarray)
+        if isinstance(body, np.ndarray):
+            machine.offers[(j, header.kind, header.edge_seq)] = body
+        frame = messages.seal(message, signer_of(machine.identity)) if self._crypto else message
+        size = len(frame) if isinstance(frame, bytes) else frame_bytes(message)
+        inline = is_offer and header.size <= self._inline_bytes
+        machine.bytes_sent += size + (header.size if inline else 0)
+        other = self._machines[j]
+        for time in self._network.arrivals(i, j, self._now(), size):
+            self._at(time, j, partial(self._deliver, other, other.life, i, session, frame))
+
+    def _deliver(self, machine: Machine, life: int, i: int, session: int, frame: bytes | Message) -> None:
+        self._hear(machine, life, self._opened(i, frame), session, i)
+
+    def _opened(self, i: int, frame: bytes | Message) -> Event:
+        """What a frame from machine `i` is to its receiver."""
+        name = self._machines[i].name
+        if isinstance(frame, Message):
+            if isinstance(frame.body, np.ndarray):
+                return Offered(peer=name, header=frame.header)
+            return Received(peer=name, message=frame)
+        try:
+            header, body = messages.open_frame(frame, verify_signed)
+            if header.kind in messages.VECTOR_KINDS:
+                return Offered(peer=name, header=header)
+            return Received(
+                peer=name, message=Message(header=header, body=messages.decode_body(header, body))
+            )
+        except RemoteError as error:
+            return Faulted(peer=name, reason=str(error))
+
+    def fetch(self, machine: Machine, j: int, header: Header) -> None:
+        """Bring the body under `header` from machine `j`, or the news that it did not come."""
+        i, session = machine.index, self._network.session(machine.index, j)
+        if not session:
+            return
+        asked = (
+            (self._now(),)
+            if header.size <= self._inline_bytes
+            else self._network.arrivals(i, j, self._now(), header.size // 1024)
+        )
+        if asked:
+            self._at(asked[0], j, partial(self._serve, self._machines[j], i, session, header))
+        else:
+            self._fail(machine, j, session, header)
+
+    def _serve(self, machine: Machine, i: int, session: int, header: Header) -> None:
+        """Answer machine `i`, which asked for the body under `header`."""
+        j, asker = machine.index, self._machines[i]
+        if self._network.session(i, j) != session:
+            return
+        body = machine.offers.get((i, header.kind, header.edge_seq))
+        if body is None or body.nbytes != header.size:
+            self._fail(asker, j, session, header)
+            return
+        if header.size <= self._inline_bytes:
+            times: tuple[float, ...] = (self._now(),)
+        else:
+            machine.bytes_sent += header.size
+            times = self._network.arrivals(j, i, self._now(), header.size)
+        event = Received(peer=machine.name, message=Message(header=header, body=_read_only(body)))
+        for time in times:
+            self._at(time, i, partial(self._hear, asker, asker.life, event, session, j))
+        if not times:
+            self._fail(asker, j, session, header)
+
+    def _fail(self, machine: Machine, j: int, session: int, header: Header) -> None:
+        event = Faulted(peer=self._machines[j].name, reason="timeout", header=header)
+        self._at(
+            self._now() + _FETCH_TIMEOUT_S,
+            machine.index,
+            partial(self._hear, machine, machine.life, event, session, j),
+        )
+
+
+def _read_only(body: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    view = body.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,226 @@
+"""A scenario: an agreement (run.toml) plus a `[simulation]` table, so that deleting one table deploys it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from p2pfl import run as runs
+from p2pfl.errors import ConfigError
+from p2pfl.learn.options import PartitionOptions
+from p2pfl.net.link_model import LinkModel
+from p2pfl.run import RunSpec
+
+from . import expect
+from .churn import ChurnOptions
+from .expect import Expectation
+from .network import Partition
+
+__all__ = [
+    "NetworkOptions",
+    "PartitionWindow",
+    "Scenario",
+    "SimulationOptions",
+    "load",
+    "parse_seeds",
+    "set_key",
+    "shipped",
+]
+
+_Seconds = Annotated[float, Meta(ge=0)]
+
+
+class PartitionWindow(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A cut of the network: from `start_s` to `end_s` only peers of one group reach each other."""
+
+    start_s: _Seconds
+    end_s: _Seconds
+    groups: tuple[tuple[int, ...], ...]
+
+
+class NetworkOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`network`: every link; see net/link_model.py.   latency_s: one number, or [least, greatest]."""
+
+    latency_s: float | tuple[float, float] = 0.0
+    loss: float = 0.0
+    duplication: float = 0.0
+    reorder: float = 0.0
+    bandwidth_mbit_s: float = 0.0
+    partitions: tuple[PartitionWindow, ...] = ()
+
+    def link(self) -> LinkModel:
+        """One direction of every link.  Raises ConfigError."""
+        latency = self.latency_s
+        return LinkModel(
+            latency_s=latency if isinstance(latency, tuple) else (latency, latency),
+            loss=self.loss,
+            duplication=self.duplication,
+            reorder=self.reorder,
+            bandwidth_mbit_s=self.bandwidth_mbit_s,
+        )
+
+    def cuts(self) -> tuple[Partition, ...]:
+        """The partitions there will be."""
+        return tuple(Partition(start_s=c.start_s, end_s=c.end_s, groups=c.groups) for c in self.partitions)
+
+
+class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[simulation]`: what a simulation needs beyond the agreement.
+
+    partition: how one data source becomes `peers` sites; `data` instead names a source for each.
+    fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
+    metric: the one judged; empty takes accuracy where there is one.   expect: see expect.py.
+    reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
+    crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
+    """
+
+    peers: Annotated[int, Meta(ge=1, le=4096)] = 4
+    engine: Literal["world"] = "world"
+    partition: PartitionOptions = PartitionOptions()
+    data: tuple[str, ...] = ()
+    network: NetworkOptions = NetworkOptions()
+    churn: ChurnOptions = ChurnOptions()
+    fit_s: float | tuple[float, ...] = 1.0
+    evaluate_s: _Seconds = 0.0
+    metric: str = ""
+    expect: tuple[str, ...] = ()
+    reference: Literal["none", "perfect-network"] = "none"
+    baselines: bool = True
+    crypto: bool = False
+    until_s: Annotated[float, Meta(gt=0)] = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A checked scenario."""
+
+    name: str
+    spec: RunSpec
+    simulation: SimulationOptions
+    expectations: tuple[Expectation, ...]
+
+    def with_seed(self, seed: int) -> Scenario:
+        """The same under another seed."""
+        run = msgspec.structs.replace(self.spec.run, seed=seed)
+        return replace(self, spec=msgspec.structs.replace(self.spec, run=run))
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the scenarios that come with p2pfl."""
+    folder = resources.files(__package__) / "scenarios"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def load(
+    name: str,
+    *,
+    peers: int | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    engine: str | None = None,
+    settings: Sequence[str] = (),
+) -> Scenario:
+    """The scenario in file `name`, or shipped under that name, with what the flags change.
+
+    settings: `key=value` with dotted keys and TOML values, such as `learner.optimizer.lr=0.05`.
+    Raises ConfigError with the path of what is wrong.
+    """
+    text, where = _text_of(name)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    flags = {"simulation.peers": peers, "simulation.engine": engine, "run.rounds": rounds, "run.seed": seed}
+    for key, value in flags.items():
+        if value is not None:
+            _put(table, key, value)
+    for setting in settings:
+        set_key(table, setting)
+    return _decode(table, where, Path(name).stem)
+
+
+def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
+    agreement = {key: value for key, value in table.items() if key != "simulation"}
+    try:
+        simulation = msgspec.convert(table.get("simulation", {}), SimulationOptions)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: [simulation] {error}") from error
+    # Everybody is there from the start unless the agreement says otherwise.
+    agreement["run"] = {"members_at_start": simulation.peers, **agreement.get("run", {})}
+    spec = runs.decode(agreement, where)
+    if spec.run.members_at_start > simulation.peers:
+        raise ConfigError(
+            f"{where}: run.members_at_start is {spec.run.members_at_start} and simulation.peers"
+            f" {simulation.peers}: the run would never begin; leave members_at_start out"
+        )
+    fits = simulation.fit_s if isinstance(simulation.fit_s, tuple) else (simulation.fit_s,)
+    if not fits or min(fits) < 0:
+        raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
+    simulation.network.link()
+    return Scenario(
+        name=name,
+        spec=spec,
+        simulation=simulation,
+        expectations=tuple(expect.parse(text) for text in simulation.expect),
+    )
+
+
+def set_key(table: dict[str, Any], setting: str) -> None:
+    """Put `key=value` (dotted key, TOML value; what is no TOML value is a string) into `table`.
+
+    Raises ConfigError.
+    """
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {setting!r} is not key=value, such as learner.optimizer.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        value = text.strip()
+    _put(table, key.strip(), value)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4`, `7` or `1,3,5-6` as seeds.  Raises ConfigError.
+
+    >>> parse_seeds("0-2,7")
+    (0, 1, 2, 7)
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, separator, high = part.strip().partition("-")
+        if not low.isdecimal() or (separator and not high.isdecimal()):
+            raise ConfigError(f"seeds {text!r} are not understood; write them like 0-4 or 1,3,5")
+        seeds += range(int(low), int(high or low) + 1)
+    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > 1000:
+        raise ConfigError(f"seeds {text!r} are none, repeated or more than 1,000; write them like 0-4")
+    return tuple(seeds)
+
+
+def _text_of(name: str) -> tuple[str, str]:
+    path = Path(name).expanduser()
+    if path.suffix != ".toml" and not path.exists():
+        if name not in shipped():
+            raise ConfigError(f"no scenario {name!r}; give a file, or one of {', '.join(shipped())}")
+        return (resources.files(__package__) / "scenarios" / f"{name}.toml").read_text(encoding="utf-8"), name
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; shipped are {', '.join(shipped())}") from error
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    *folders, last = key.split(".")
+    for folder in folders:
+        inner = table.setdefault(folder, {})
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"{key}: {folder} is a value, not a table")
+        table = inner  # type: ignore[assignment]
+    table[last] = value

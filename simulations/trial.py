@@ -1,0 +1,138 @@
+"""One trial: a scenario under one seed, from its data to its verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from p2pfl.errors import LocalError
+from p2pfl.events import Fact
+from p2pfl.net.transport import INLINE_BODY_BYTES
+
+from . import churn, verdict
+from .churn import ChurnOptions
+from .machine import SimulatedSite
+from .scenario import NetworkOptions, Scenario
+from .workload import Workload, cut
+from .world import World
+
+__all__ = ["make_world", "run_trial"]
+
+# Machines down at the end are started again this often, so that nobody's run is cut short by a late crash.
+_REVIVALS = 8
+
+
+def make_world(
+    scenario: Scenario, workload: Workload, *, listener: Callable[[float, int, Fact], None] | None = None
+) -> World:
+    """The world of a scenario, with its churn scheduled, before anything has happened."""
+    spec, options = scenario.spec, scenario.simulation
+    fits = options.fit_s if isinstance(options.fit_s, tuple) else (options.fit_s,)
+    sites = [
+        SimulatedSite(
+            factory=workload.factory,
+            site=workload.site(i, spec),
+            fit_s=fits[i % len(fits)],
+            evaluate_s=options.evaluate_s,
+        )
+        for i in range(options.peers)
+    ]
+    world = World(
+        spec,
+        sites,
+        link=options.network.link(),
+        partitions=options.network.cuts(),
+        crypto=options.crypto,
+        inline_bytes=INLINE_BODY_BYTES,
+        listener=listener,
+    )
+    end_s = spec.run.rounds * max(fits)
+    churn.apply(world, churn.draw(options.churn, options.peers, end_s, spec.run.seed))
+    return world
+
+
+def run_trial(
+    scenario: Scenario, *, listener: Callable[[float, int, Fact], None] | None = None
+) -> dict[str, Any]:
+    """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
+    spec, options = scenario.spec, scenario.simulation
+    workload = cut(spec, options.peers, options.partition, sources=options.data)
+    world, wall_s = _run(scenario, workload, listener)
+    result = verdict.verdict(
+        _ran(world, wall_s), workload, spec, metric=options.metric, with_baselines=options.baselines
+    )
+    if options.reference == "perfect-network":
+        result["reference"] = _reference(scenario, workload, result["metric"]["name"])
+    return {**result, "scenario": scenario.name}
+
+
+def _run(
+    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+) -> tuple[World, float]:
+    began = time.perf_counter()
+    world = make_world(scenario, workload, listener=listener)
+    for _ in range(_REVIVALS):
+        ended = world.run(until_s=scenario.simulation.until_s)
+        down = [m.index for m in world.machines if not m.is_up]
+        if ended and not down:
+            return world, time.perf_counter() - began
+        for index in down:
+            world.boot(index)
+    stuck = [
+        f"{m.index} {m.peer.view().phase} ({m.peer.view().reason})"
+        for m in world.machines
+        if m.peer and not m.finished
+    ]
+    raise LocalError(
+        f"the run has not ended after {world.now:g} virtual seconds; peers {', '.join(stuck) or 'are down'};"
+        " raise simulation.until_s, or look at the network's faults"
+    )
+
+
+def _ran(world: World, wall_s: float) -> verdict.Ran:
+    spec = world.spec
+    peers = [world.peer(i) for i in range(len(world.machines))]
+    audit = world.mass()
+    views = [peer.view() for peer in peers]
+    rows: Sequence[dict[str, Any]] = [
+        {
+            "peer_id": view.me,
+            "w": view.w,
+            "entered": view.entered,
+            "written_off": view.written_off,
+            "in_flight": view.in_flight,
+            "bytes_sent": machine.bytes_sent,
+            "finished": view.finished,
+            "own_metrics": dict(view.metrics),
+        }
+        for machine, view in zip(world.machines, views, strict=True)
+    ]
+    is_conserved = spec.gossip.averaging.kind == "push-sum"
+    return verdict.Ran(
+        engine="world",
+        models=[peer.model() for peer in peers],
+        mass={"sum": audit.sum, "expected": audit.expected, "error": audit.error} if is_conserved else None,
+        bytes_sent=sum(machine.bytes_sent for machine in world.machines),
+        wall_s=wall_s,
+        rounds=spec.run.rounds,
+        per_peer=rows,
+        extra={
+            "virtual_s": world.now,
+            "events": world.events,
+            "events_per_s": world.events / max(wall_s, 1e-9),
+            "peer_rounds_per_s": len(peers) * spec.run.rounds / max(wall_s, 1e-9),
+        },
+    )
+
+
+def _reference(scenario: Scenario, workload: Workload, name: str) -> dict[str, float]:
+    options = msgspec.structs.replace(scenario.simulation, network=NetworkOptions(), churn=ChurnOptions())
+    perfect = replace(scenario, simulation=options)
+    world, _ = _run(perfect, workload, None)
+    models = [world.peer(i).model() for i in range(len(world.machines))]
+    measured = verdict.judge_models(workload, scenario.spec, models)
+    return verdict.spread([metrics[name] for metrics in measured])

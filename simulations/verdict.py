@@ -1,0 +1,180 @@
+"""The verdict on a finished run: one JSON object, the same from a simulation and from real nodes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.errors import LearnerError
+from p2pfl.events import Evaluate, Metrics, Train, Vector
+from p2pfl.learn.factory import build
+from p2pfl.learn.jobs import Workshop
+from p2pfl.learn.learner import Site
+from p2pfl.learn.metrics import consensus_distance
+from p2pfl.run import RunSpec, run_id
+
+from .workload import Workload
+
+__all__ = ["Ran", "baselines", "judge_models", "peak_rss_mb", "spread", "verdict"]
+
+# Purpose of the baselines' random draws: not the peers' own (p2pfl.rounds), so neither repeats the other.
+_BASELINE = 101
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a driver knows when a run is over.
+
+    models: one (d,) a peer, by peer number.   mass: sums over peers, None where models are states.
+    per_peer: further fields of each peer's row.
+    """
+
+    engine: str
+    models: Sequence[Vector]
+    mass: Mapping[str, float] | None
+    bytes_sent: int
+    wall_s: float
+    rounds: int
+    per_peer: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    report: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, least and greatest."""
+    return {"mean": float(np.mean(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+
+
+def peak_rss_mb(*, children: bool = False) -> float:
+    """The largest memory this process (or the largest of its ended children) has held, in MB."""
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(who).ru_maxrss * unit / 1e6
+
+
+def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) -> list[Metrics]:
+    """Each model's metrics on the common test rows (each site's own where the user's module has the data).
+
+    Raises LearnerError when the learner cannot evaluate.
+    """
+    if workload.pooled is not None:
+        shops = [_workshop(workload, replace(workload.site(0, spec), dataset=workload.pooled))] * len(
+            models
+        )
+    else:
+        shops = [_workshop(workload, workload.site(i, spec)) for i in range(len(models))]
+    return [_measured(shop, model) for shop, model in zip(shops, models, strict=True)]
+
+
+def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | None, dict[str, float] | None]:
+    """(`pooled`, `alone`): metric `name` after training with the same steps a peer has, on all rows together,
+    and on each site's alone; judged on the common test rows.  None where the rows are not ours to pool.
+    """
+    alone = []
+    for i in range(len(workload.datasets)):
+        model = _train(workload, spec, workload.site(i, spec), i)
+        shop = _workshop(workload, workload.site(i, spec))
+        alone.append(_measured(shop, model).get(name))
+    found = [value for value in alone if value is not None]
+    pooled = None
+    if workload.pooled is not None:
+        site = replace(workload.site(0, spec), dataset=workload.pooled)
+        model = _train(workload, spec, site, len(workload.datasets))
+        pooled = _measured(_workshop(workload, site), model).get(name)
+    return pooled, spread(found) if len(found) == len(alone) and found else None
+
+
+def verdict(
+    ran: Ran, workload: Workload, spec: RunSpec, *, metric: str = "", with_baselines: bool = True
+) -> dict[str, Any]:
+    """The verdict as a JSON object; fields that do not apply are None.
+
+    metric: the one reported; empty takes `auc` where there is one (two classes), else `accuracy`, else the
+    first.   Raises LearnerError.
+    """
+    measured = judge_models(workload, spec, ran.models)
+    name = metric or next(
+        (known for known in ("accuracy", "auc") if known in measured[0]), next(iter(measured[0]), "")
+    )
+    values = [m[name] for m in measured if name in m]
+    if len(values) < len(measured):
+        raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")
+    pooled, alone = baselines(workload, spec, name) if with_baselines else (None, None)
+    peers = len(ran.models)
+    rows = list(ran.per_peer) or [{} for _ in range(peers)]
+    return {
+        "v": 1,
+        "engine": ran.engine,
+        "peers": peers,
+        "rounds": ran.rounds,
+        "metric": {"name": name, **spread(values)},
+        "pooled": pooled,
+        "alone": alone,
+        "consensus_distance": consensus_distance(np.stack(ran.models)),
+        "mass": dict(ran.mass) if ran.mass is not None else None,
+        "bytes_sent": ran.bytes_sent,
+        "bytes_per_peer_round": ran.bytes_sent / max(1, peers * ran.rounds),
+        "wall_s": ran.wall_s,
+        "peak_rss_mb": peak_rss_mb(),
+        "seed": spec.run.seed,
+        "run_id": run_id(spec),
+        "report": ran.report,
+        "attack": None,
+        "aggregator": spec.trust.aggregator.kind if spec.trust.aggregator.kind != "none" else None,
+        "byzantine": None,
+        "honest": {"mean": float(np.mean(values)), "min": float(np.min(values))},
+        **ran.extra,
+        "per_peer": [
+            {"peer": i, **row, "metrics": dict(m)}
+            for i, (row, m) in enumerate(zip(rows, measured, strict=True))
+        ],
+    }
+
+
+def _workshop(workload: Workload, site: Site) -> Workshop:
+    return Workshop(partial(build, workload.factory), site)
+
+
+def _sums(workload: Workload, site: Site) -> NDArray[np.float64] | None:
+    """What the rows of `site` are standardised with: the sums of all sites, or those of the site alone."""
+    statistics = _workshop(workload, site).ready().statistics
+    return statistics if statistics.size else None
+
+
+def _measured(shop: Workshop, model: Vector) -> Metrics:
+    # A learner that standardises is judged with the sums over its own training rows: all sites' for a pooled
+    # data set, and the site's for one that trained alone.
+    statistics = shop.ready().statistics
+    job = Evaluate(round=0, parameters=model, statistics=statistics if statistics.size else None)
+    metrics = shop.evaluate(job).metrics
+    if shop.fault:
+        raise LearnerError(shop.fault)
+    return metrics
+
+
+def _train(workload: Workload, spec: RunSpec, site: Site, number: int) -> Vector:
+    shop = _workshop(workload, site)
+    statistics = _sums(workload, site)
+    model = shop.ready().parameters
+    for round_ in range(spec.run.rounds):
+        done = shop.train(
+            Train(
+                round=round_,
+                parameters=model,
+                seed=(spec.run.seed, _BASELINE, number, round_),
+                progress=round_ / max(1, spec.run.rounds),
+                deadline=float("inf"),
+                statistics=statistics,
+            )
+        )
+        if done.parameters is None:
+            raise LearnerError(done.fault)
+        model = done.parameters
+    return model
