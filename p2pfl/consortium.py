@@ -57,6 +57,7 @@ class Consortium:
         self.book = AddressBook()
         self._verify = verify
         self._digest: tuple[Membership, AddressBook, bytes] | None = None
+        self._saved: tuple[tuple[Membership, Relations, AddressBook], bytes] | None = None
         self._members: tuple[float, Membership, tuple[PeerId, ...]] | None = None
 
     def members(self, now: float) -> tuple[PeerId, ...]:
@@ -188,13 +189,16 @@ class Consortium:
 
     def to_bytes(self) -> bytes:
         """For this node's own disk."""
-        return msgspec.msgpack.encode(
-            _Saved(
+        parts = (self.membership, self.relations, self.book)
+        # Every commit asks, and hardly any finds another value than the last.
+        if self._saved is None or any(a is not b for a, b in zip(self._saved[0], parts, strict=True)):
+            saved = _Saved(
                 membership.to_bytes(self.membership),
                 relations.to_bytes(self.relations),
                 discovery.book_to_bytes(self.book),
             )
-        )
+            self._saved = (parts, msgspec.msgpack.encode(saved))
+        return self._saved[1]
 
     def restore(self, data: bytes, now: float) -> None:
         """Add what `to_bytes` wrote to what is known already (a ticket, say).  Raises StoreError."""

@@ -5,6 +5,7 @@ public key (libp2p peer-ids spec), so the key can be read back out of the name. 
 an agreement's canonical form, in hex.
 """
 
+from functools import lru_cache
 from typing import NewType
 
 from p2pfl.errors import ConfigError
@@ -19,8 +20,12 @@ _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PREFIX = bytes.fromhex("002408011220")
 # Base58 text of 38 bytes is 52 characters; anything longer is refused before it is converted.
 _PEER_ID_CHARACTERS = 64
+# Conversions remembered: the members of the largest run there can be (trust/membership.py).
+_NAMES_KEPT = 4096
 
 
+# Base58 is long division; every header, statement and commit names the same few peers.
+@lru_cache(maxsize=_NAMES_KEPT)
 def peer_id_of(public_key: bytes) -> PeerId:
     """The name of an Ed25519 public key.   public_key: 32 bytes."""
     if len(public_key) != 32:
@@ -34,6 +39,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId("1" * (len(data) - len(data.lstrip(b"\0"))) + digits)
 
 
+@lru_cache(maxsize=_NAMES_KEPT)
 def public_key_of(peer_id: PeerId) -> bytes:
     """The 32-byte Ed25519 public key inside a PeerId.  Raises ConfigError on anything else."""
     if not 0 < len(peer_id) <= _PEER_ID_CHARACTERS:

@@ -194,7 +194,8 @@ class State:
 
     def members(self) -> tuple[PeerId, ...]:
         """The roster that plans are made for: members now, less those that left, by PeerId."""
-        return tuple(p for p in self.consortium.members(self.now) if p not in self.left)
+        members = self.consortium.members(self.now)
+        return tuple(p for p in members if p not in self.left) if self.left else members
 
     def seed(self, purpose: int) -> tuple[int, ...]:
         """Seeds for `numpy.random.default_rng`: no draw depends on another peer's."""

@@ -65,9 +65,7 @@ def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) ->
     Raises LearnerError when the learner cannot evaluate.
     """
     if workload.pooled is not None:
-        shops = [_workshop(workload, replace(workload.site(0, spec), dataset=workload.pooled))] * len(
-            models
-        )
+        shops = [_workshop(workload, replace(workload.site(0, spec), dataset=workload.pooled))] * len(models)
     else:
         shops = [_workshop(workload, workload.site(i, spec)) for i in range(len(models))]
     return [_measured(shop, model) for shop, model in zip(shops, models, strict=True)]

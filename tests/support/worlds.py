@@ -19,8 +19,16 @@ __all__ = ["agreement", "facts", "tiny_world"]
 
 def agreement(n: int, **options: Any) -> RunSpec:
     """An agreement of `n` members for tests; `options` are those of [run], or whole tables by name."""
-    tables = {key: options.pop(key) for key in ("gossip", "learner", "trust") if key in options}
-    table = {"rounds": 6, "members_at_start": n, "closing_rounds": 2, "deadline_s": 8.0, **options}
+    tables: dict[str, Any] = {
+        key: options.pop(key) for key in ("gossip", "learner", "trust") if key in options
+    }
+    table: dict[str, Any] = {
+        "rounds": 6,
+        "members_at_start": n,
+        "closing_rounds": 2,
+        "deadline_s": 8.0,
+        **options,
+    }
     return run.decode({"run": table, **tables}, "test")
 
 

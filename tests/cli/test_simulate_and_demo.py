@@ -1,0 +1,57 @@
+"""`simulate` and `demo` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _p2pfl(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "p2pfl", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def test_simulate_prints_one_object_and_a_verdict_on_each_expectation(tmp_path: Path) -> None:
+    done = _p2pfl("simulate", "digits", "--json", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    verdict = json.loads(line)
+    assert verdict["v"] == 1
+    assert verdict["is_met"]
+    assert len(verdict["expectations"]) == 5
+    assert json.loads(Path(verdict["report"]).read_text())["seed"] == 0
+
+
+def test_an_expectation_that_is_not_met_is_exit_code_6() -> None:
+    done = _p2pfl(
+        "simulate", "digits", "--rounds", "1", "--seeds", "0-1", "--set", "simulation.baselines=false"
+    )
+    assert done.returncode == 6
+    assert "NOT MET" in done.stdout
+    assert "seed 1" in done.stderr
+
+
+def test_a_scenario_that_does_not_exist_is_exit_code_2() -> None:
+    done = _p2pfl("simulate", "nothing")
+    assert done.returncode == 2
+    assert "crash, digits, loss" in done.stderr
+
+
+@pytest.mark.slow
+def test_four_real_nodes_survive_a_kill_and_end_on_one_model(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    done = _p2pfl(
+        "--home", str(home), "demo", "--peers", "4", "--rounds", "12", "--kill", "--json", timeout_s=300
+    )
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    assert verdict["engine"] == "node"
+    assert verdict["mass"]["sum"] == pytest.approx(4, abs=1e-9)
+    assert [row["starts"] for row in verdict["per_peer"]] == [1, 1, 1, 2]
+    assert verdict["metric"]["min"] >= verdict["metric"]["mean"] - 0.02
+    assert verdict["metric"]["mean"] > verdict["alone"]["mean"]
+    assert all((home / f"site-{i}" / "model.safetensors").exists() for i in range(4))
