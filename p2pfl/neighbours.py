@@ -97,12 +97,17 @@ class Neighbours:
         return (one.up and (patiently or not one.late)) or not (one.met or one.late)
 
     def round_of_others(self) -> int:
-        """The lower median of the rounds of those that are up; 0 without any.
+        """The round in which those that are up wait for each other; 0 without any.
 
-        A median, so that a single peer cannot send the others to the end of the run.
+        It is the earliest round within a stride of the lower median.  A median, so that a single peer cannot
+        send the others to the end of the run.  The earliest, because who comes back ahead of a neighbour
+        waits for it while it waits, in turn, for the round that was passed over, both until the deadline.
         """
         rounds = [one.round for _, one in self.items() if one.up and one.begun]
-        return statistics.median_low(rounds) if rounds else 0
+        if not rounds:
+            return 0
+        middle = statistics.median_low(rounds)
+        return min(number for number in rounds if number >= middle - SKIP_AFTER_ROUNDS)
 
     def next_round(self, mine: int) -> int:
         """The round to go on with after committing `mine`: the next, or the others' when left behind."""

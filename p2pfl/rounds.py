@@ -126,8 +126,14 @@ def _is_state(state: State) -> bool:
 
 
 def _out_is_open(state: State, peer: PeerId) -> bool:
-    """Whether an awaited out-neighbour still owes the answer that frees its edge."""
-    return _is_awaited(state, peer) and state.neighbours[peer].up and not state.links.is_free(peer)
+    """Whether an awaited out-neighbour still owes the answer that frees its edge.
+
+    Only one that is behind is waited for, as for a share: waits then lead from later to earlier rounds, and
+    cannot close a circle.  One that is level or ahead answers with its next commit, which may wait for ours.
+    """
+    one = state.neighbours[peer]
+    is_behind = one.up and one.round < state.round
+    return is_behind and _is_awaited(state, peer) and not state.links.is_free(peer)
 
 
 def _missing(state: State) -> list[PeerId]:
@@ -201,10 +207,11 @@ def acknowledge(state: State, peers: list[PeerId]) -> None:
 
 def _local_step(state: State) -> dict[str, float]:
     trained, start = state.trained, state.fit_from
+    fault = "no answer in time" if trained is None else trained.fault
     if trained is None or trained.parameters is None or start is None:
-        if trained is not None and trained.fault:
+        if fault:
             state.learner_faults += 1
-            state.fact("learner failed", "warning", round=state.round, fault=trained.fault)
+            state.fact("learner failed", "warning", round=state.round, fault=fault)
         return {}
     state.learner_faults = 0
     state.learner_state = trained.learner_state
@@ -373,11 +380,13 @@ def step(state: State) -> None:
         written_off=links.written_off,
         model=state.digest_of_model().hex(),
         statement=state.head.hash.hex() if state.head else "",
-        loss=metrics.get("loss"),
+        loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )
-    if not _is_state(state) and push_sum.alarm(state.mass.w, state.nominal):
+    is_low = not _is_state(state) and push_sum.alarm(state.mass.w, state.nominal)
+    if is_low and not state.weight_is_low:
         state.fact("weight low", "warning", round=number, w=state.mass.w, weight0=state.nominal)
+    state.weight_is_low = is_low
     state.commit()
     acknowledge(state, moved)
     state.last_words = [*words, *(o for o in offers if o.message.header.kind is Kind.STATE)]

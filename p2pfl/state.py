@@ -94,6 +94,7 @@ class State:
     fit_from: Vector | None = None
     learner_restored: bool = True
     learner_faults: int = 0
+    weight_is_low: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     deadline: float | None = None
     tick: float | None = None

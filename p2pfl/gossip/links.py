@@ -2,9 +2,10 @@
 
 Theory of operation.  An edge is a pair of incarnations.  The sender numbers its shares 1, 2, 3, ... and
 keeps each in its outbox until the receiver has *settled* it: absorbed it into a committed state, or refused
-it.  The receiver settles in order; `absorbed` is the watermark below which everything is settled, `refused` names the
-exceptions.  Acknowledgements are cumulative and go out after the commit that made them true, so a crash
-between any two steps loses neither a share nor its answer: the next HELLO tells both sides where they stand.
+it.  The receiver settles in order; `absorbed` is the watermark below which everything is settled, `refused`
+names the exceptions.  Acknowledgements are cumulative and go out after the commit that made them true, so a
+crash between any two steps loses neither a share nor its answer: the next HELLO tells both sides where they
+stand.
 
 Invariants, each checked from committed states alone:
   * a share is in flight iff it is in an outbox and above the receiver's watermark, or refused there;

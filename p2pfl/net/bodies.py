@@ -8,14 +8,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from p2pfl import encoding
+from p2pfl.encoding import MAX_COUNTER, MAX_RANDOM
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.events import Ack, Hello, Kind, Notice, Roster, Statement
-from p2pfl.net import wire
 
 __all__ = [
     "MAX_BODY_BYTES",
-    "MAX_COUNTER",
-    "MAX_RANDOM",
     "MAX_AGREEMENT_BYTES",
     "MAX_REFUSED",
     "MAX_WORD_BYTES",
@@ -30,10 +29,6 @@ __all__ = [
 
 # With 4 KiB of header and the signature this stays within one 64 KiB frame of the transport.
 MAX_BODY_BYTES = 56 * 1024
-# Rounds, epochs and sequence numbers: the integers that a float64, and so JavaScript, holds exactly.
-MAX_COUNTER = 2**53 - 1
-# Incarnations and boot sessions are random 64-bit numbers.
-MAX_RANDOM = 2**64 - 1
 # The canonical agreement, whole, so that a site that differs can name the keys; p2pfl.run has the same.
 MAX_AGREEMENT_BYTES = 32 * 1024
 # Verdicts of one edge.  At most two shares are unresolved, so two would do; 64 lets the window widen.
@@ -68,7 +63,7 @@ def encode_structured(kind: Kind, body: StructuredBody) -> bytes:
     """
     if not isinstance(body, _TYPES.get(kind, ())):
         raise LocalError(f"a {kind.name} cannot carry a {type(body).__name__}")
-    data = wire.pack(_document(body))
+    data = encoding.pack(_document(body))
     try:
         decode_structured(kind, data)
     except RemoteError as error:
@@ -81,28 +76,28 @@ def decode_structured(kind: Kind, data: bytes | memoryview) -> StructuredBody:
     what = f"{kind.name} body"
     match kind:
         case Kind.HELLO:
-            return _hello(wire.unpack(data, what, keys=range(1, 14), limit=MAX_BODY_BYTES))
+            return _hello(encoding.unpack(data, what, keys=range(1, 14), limit=MAX_BODY_BYTES))
         case Kind.ACK:
-            document = wire.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
             return Ack(
-                their_incarnation=wire.integer(document[1], "their incarnation", most=MAX_RANDOM),
-                absorbed=wire.integer(document[2], "absorbed", most=MAX_COUNTER),
+                their_incarnation=encoding.integer(document[1], "their incarnation", most=MAX_RANDOM),
+                absorbed=encoding.integer(document[2], "absorbed", most=MAX_COUNTER),
                 refused=_verdicts(document[3]),
             )
         case Kind.STATEMENT:
-            document = wire.unpack(data, what, keys=(1, 2), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=(1, 2), limit=MAX_BODY_BYTES)
             return Statement(
-                content=wire.blob(document[1], "statement content", most_bytes=MAX_STATEMENT_BYTES),
-                salt=wire.blob(document[2], "statement salt", most_bytes=MAX_SALT_BYTES),
+                content=encoding.blob(document[1], "statement content", most_bytes=MAX_STATEMENT_BYTES),
+                salt=encoding.blob(document[2], "statement salt", most_bytes=MAX_SALT_BYTES),
             )
         case Kind.NOTICE:
-            document = wire.unpack(data, what, keys=(1, 2), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=(1, 2), limit=MAX_BODY_BYTES)
             return Notice(
-                code=wire.word(document[1], "notice code", most_bytes=MAX_WORD_BYTES),
-                text=wire.printable(document[2], "notice text", most_bytes=MAX_TEXT_BYTES),
+                code=encoding.word(document[1], "notice code", most_bytes=MAX_WORD_BYTES),
+                text=encoding.printable(document[2], "notice text", most_bytes=MAX_TEXT_BYTES),
             )
         case Kind.ROSTER:
-            document = wire.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
             return Roster(
                 certificates=_signed(document[1], "certificate"),
                 revocations=_signed(document[2], "revocation"),
@@ -149,25 +144,25 @@ def _sentence(text: str) -> str:
 
 def _hello(document: dict[int, Any]) -> Hello:
     refused = [
-        wire.integer(seq, "refused sequence", most=MAX_COUNTER)
-        for seq in wire.items(document[7], "refused", most=MAX_REFUSED)
+        encoding.integer(seq, "refused sequence", most=MAX_COUNTER)
+        for seq in encoding.items(document[7], "refused", most=MAX_REFUSED)
     ]
     if any(left >= right for left, right in pairwise(refused)):
         raise RemoteError("refused sequences of a HELLO must rise")
     return Hello(
-        agreement=wire.text(document[1], "agreement", most_bytes=MAX_AGREEMENT_BYTES),
-        begun=wire.flag(document[2], "begun"),
-        phase=wire.word(document[3], "phase", most_bytes=MAX_WORD_BYTES),
-        initial_digest=wire.digest(document[4], "initial digest"),
-        their_incarnation=wire.integer(document[5], "their incarnation", most=MAX_RANDOM),
-        absorbed=wire.integer(document[6], "absorbed", most=MAX_COUNTER),
+        agreement=encoding.text(document[1], "agreement", most_bytes=MAX_AGREEMENT_BYTES),
+        begun=encoding.flag(document[2], "begun"),
+        phase=encoding.word(document[3], "phase", most_bytes=MAX_WORD_BYTES),
+        initial_digest=encoding.digest(document[4], "initial digest", may_be_empty=True),
+        their_incarnation=encoding.integer(document[5], "their incarnation", most=MAX_RANDOM),
+        absorbed=encoding.integer(document[6], "absorbed", most=MAX_COUNTER),
         refused=tuple(refused),
-        sent=wire.integer(document[8], "sent", most=MAX_COUNTER),
-        acked=wire.integer(document[9], "acked", most=MAX_COUNTER),
-        base=wire.integer(document[10], "base", most=MAX_COUNTER),
-        accepts=wire.flag(document[11], "accepts"),
-        roster_digest=wire.digest(document[12], "roster digest"),
-        counted=wire.flag(document[13], "counted"),
+        sent=encoding.integer(document[8], "sent", most=MAX_COUNTER),
+        acked=encoding.integer(document[9], "acked", most=MAX_COUNTER),
+        base=encoding.integer(document[10], "base", most=MAX_COUNTER),
+        accepts=encoding.flag(document[11], "accepts"),
+        roster_digest=encoding.digest(document[12], "roster digest", may_be_empty=True),
+        counted=encoding.flag(document[13], "counted"),
     )
 
 
@@ -175,7 +170,7 @@ def _verdicts(value: object) -> dict[int, str]:
     if type(value) is not dict or len(value) > MAX_REFUSED:
         raise RemoteError(f"refused shares must be a map of at most {MAX_REFUSED}")
     return {
-        wire.integer(seq, "refused sequence", most=MAX_COUNTER): wire.word(
+        encoding.integer(seq, "refused sequence", most=MAX_COUNTER): encoding.word(
             reason, "reason", most_bytes=MAX_WORD_BYTES
         )
         for seq, reason in value.items()
@@ -184,6 +179,6 @@ def _verdicts(value: object) -> dict[int, str]:
 
 def _signed(value: object, what: str) -> tuple[bytes, ...]:
     return tuple(
-        wire.blob(entry, what, most_bytes=MAX_SIGNED_BYTES)
-        for entry in wire.items(value, f"{what}s", most=wire.MAX_ITEMS)
+        encoding.blob(entry, what, most_bytes=MAX_SIGNED_BYTES)
+        for entry in encoding.items(value, f"{what}s", most=encoding.MAX_ITEMS)
     )

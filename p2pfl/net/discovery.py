@@ -18,9 +18,9 @@ from types import MappingProxyType
 
 import numpy as np
 
+from p2pfl import encoding
 from p2pfl.errors import ConfigError, LocalError, RemoteError, StoreError
-from p2pfl.ids import PeerId, parse_peer_id, peer_id_of, public_key_of
-from p2pfl.net import wire
+from p2pfl.ids import PeerId, parse_peer_id
 
 __all__ = [
     "ADDRESS_DOMAIN",
@@ -66,6 +66,8 @@ LAST_RETRY_S = 60.0
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(?:/p2p/([^/]+))?", re.ASCII)
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?", re.ASCII)
 _LENGTH_BYTES = 2
+# Ed25519, RFC 8032.
+_SIGNATURE_BYTES = 64
 
 
 def check_address(text: str) -> str:
@@ -135,7 +137,7 @@ def sign_record(
         raise LocalError(f"{len(addresses)} addresses, a record has at most {MAX_ADDRESSES}")
     for address in addresses:
         check_address(address)
-    content = wire.pack({1: public_key_of(peer), 2: list(addresses), 3: float(issued_at)})
+    content = encoding.pack({1: encoding.key_of(peer), 2: list(addresses), 3: float(issued_at)})
     try:
         return _record(content, sign(ADDRESS_DOMAIN + content))
     except RemoteError as error:
@@ -144,13 +146,13 @@ def sign_record(
 
 def encode_record(record: AddressRecord) -> bytes:
     """`record` as it travels."""
-    return wire.pack({1: record.content, 2: record.signature})
+    return encoding.pack({1: record.content, 2: record.signature})
 
 
 def decode_record(data: bytes) -> AddressRecord:
     """The record in `data`, every field checked, its signature not.  Raises RemoteError."""
-    document = wire.unpack(data, "address record", keys=(1, 2), limit=MAX_RECORD_BYTES)
-    content = wire.blob(document[1], "address record content", most_bytes=MAX_RECORD_BYTES)
+    document = encoding.unpack(data, "address record", keys=(1, 2), limit=MAX_RECORD_BYTES)
+    content = encoding.blob(document[1], "address record content", most_bytes=MAX_RECORD_BYTES)
     return _record(content, document[2])
 
 
@@ -242,15 +244,12 @@ def retry_delay_s(attempt: int, rng: np.random.Generator) -> float:
 
 
 def _record(content: bytes, signature: object) -> AddressRecord:
-    document = wire.unpack(content, "address record", keys=(1, 2, 3), limit=MAX_RECORD_BYTES)
-    key = wire.blob(document[1], "peer", most_bytes=32)
-    signed = wire.blob(signature, "signature", most_bytes=64)
-    if len(key) != 32 or len(signed) != 64:
-        raise RemoteError("an address record has a key of 32 bytes and a signature of 64")
-    peer = peer_id_of(key)
+    document = encoding.unpack(content, "address record", keys=(1, 2, 3), limit=MAX_RECORD_BYTES)
+    peer = encoding.peer(document[1], "the peer of an address record")
+    signed = encoding.exact(signature, "the signature of an address record", size_bytes=_SIGNATURE_BYTES)
     addresses = []
-    for entry in wire.items(document[2], "addresses", most=MAX_ADDRESSES):
-        address = wire.text(entry, "address", most_bytes=MAX_ADDRESS_BYTES)
+    for entry in encoding.items(document[2], "addresses", most=MAX_ADDRESSES):
+        address = encoding.text(entry, "address", most_bytes=MAX_ADDRESS_BYTES)
         try:
             check_address(address)
         except ConfigError as error:
@@ -258,7 +257,7 @@ def _record(content: bytes, signature: object) -> AddressRecord:
         if "/p2p/" in address and not address.endswith(f"/p2p/{peer}"):
             raise RemoteError(f"a record names another peer than its own in {address!r}", peer)
         addresses.append(address)
-    issued_at = wire.number(document[3], "issued at")
+    issued_at = encoding.number(document[3], "issued at")
     return AddressRecord(
         peer=peer, addresses=tuple(addresses), issued_at=issued_at, content=content, signature=signed
     )

@@ -14,12 +14,10 @@ from p2pfl.net.framing import FrameSplitter, with_length
 from p2pfl.net.libp2p_host import Connection, Host, Stream
 from p2pfl.net.libp2p_wire import JOIN_PROTOCOL
 from p2pfl.net.limits import Limits
-from p2pfl.net.transport import MAX_FRAME_BYTES, Gate
+from p2pfl.net.transport import MAX_FRAME_BYTES, MAX_PETITION_BYTES, Gate
 
-__all__ = ["MAX_PETITION_BYTES", "present_petition", "answer_petition"]
+__all__ = ["present_petition", "answer_petition"]
 
-# A certificate request with its invitation has some 500 bytes; strangers get no more of anyone's memory.
-MAX_PETITION_BYTES = 4096
 # One read: more than this never comes at once.
 _READ_BYTES = 64 * 1024
 # The stranger closes as soon as it has its answer.

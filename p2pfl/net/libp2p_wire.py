@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from p2pfl import encoding
 from p2pfl.errors import RemoteError
-from p2pfl.net import wire
 from p2pfl.net.framing import with_length
 from p2pfl.net.transport import MAX_FRAME_BYTES
 
@@ -72,7 +72,6 @@ _BULK_ADDRESS_BYTES = 260
 # A peer has one dial to us under way at a time.
 _ABANDONED = 4
 
-_U64_MOST = 2**64 - 1
 _OFFER = struct.Struct(">QQ32s")
 _PUSH = struct.Struct(">QQ32s")
 _TRANSFER = struct.Struct(">Q")
@@ -143,24 +142,26 @@ def pack_hello(hello: Hello) -> bytes:
         4: hello.certificate,
         5: list(hello.addresses),
     }
-    return pack(Tag.HELLO, wire.pack(document))
+    return pack(Tag.HELLO, encoding.pack(document))
 
 
 def unpack_hello(payload: bytes) -> Hello:
     """The hello in a HELLO payload.  Raises RemoteError on anything else."""
-    fields = wire.unpack(payload, "a transport hello", keys=range(6), limit=MAX_HELLO_BYTES)
-    version = wire.integer(fields[0], "the transport version", most=_U64_MOST)
+    fields = encoding.unpack(payload, "a transport hello", keys=range(6), limit=MAX_HELLO_BYTES)
+    version = encoding.integer(fields[0], "the transport version", most=encoding.MAX_RANDOM)
     if version != _VERSION:
         raise RemoteError(f"transport version {version}, expected {_VERSION}; update the older of the two")
-    addresses = wire.items(fields[5], "the bulk addresses", most=_BULK_ADDRESSES)
+    addresses = encoding.items(fields[5], "the bulk addresses", most=_BULK_ADDRESSES)
     for address in addresses:
-        if not is_host_port(wire.text(address, "a bulk address", most_bytes=_BULK_ADDRESS_BYTES)):
+        if not is_host_port(encoding.text(address, "a bulk address", most_bytes=_BULK_ADDRESS_BYTES)):
             raise RemoteError("a bulk address that is not host:port")
     return Hello(
         boot=_name(fields[1]),
         link=_name(fields[2]),
-        abandoned=tuple(_name(name) for name in wire.items(fields[3], "abandoned dials", most=_ABANDONED)),
-        certificate=wire.blob(fields[4], "a certificate", most_bytes=_CERTIFICATE_BYTES),
+        abandoned=tuple(
+            _name(name) for name in encoding.items(fields[3], "abandoned dials", most=_ABANDONED)
+        ),
+        certificate=encoding.blob(fields[4], "a certificate", most_bytes=_CERTIFICATE_BYTES),
         addresses=tuple(addresses),
     )
 
@@ -240,10 +241,7 @@ def is_host_port(text: str) -> bool:
 
 
 def _name(value: object) -> bytes:
-    name = wire.blob(value, "a name in a hello", most_bytes=_ID_BYTES)
-    if len(name) != _ID_BYTES:
-        raise RemoteError(f"a name in a hello has {len(name)} bytes, expected {_ID_BYTES}")
-    return name
+    return encoding.exact(value, "a name in a hello", size_bytes=_ID_BYTES)
 
 
 def _at_least(size: int, payload: bytes) -> None:

@@ -31,6 +31,7 @@ from p2pfl.net.memory_link import Arrival, End, Handle, Inbox, connect
 from p2pfl.net.transport import (
     INLINE_BODY_BYTES,
     MAX_FRAME_BYTES,
+    MAX_PETITION_BYTES,
     Frame,
     Gate,
     Incoming,
@@ -38,10 +39,7 @@ from p2pfl.net.transport import (
     Standing,
 )
 
-__all__ = ["MAX_PETITION_BYTES", "MemoryNetwork", "MemoryTransport"]
-
-# The one frame that a stranger may send (docs/protocol.md).
-MAX_PETITION_BYTES = 4 * 1024
+__all__ = ["MemoryNetwork", "MemoryTransport"]
 
 
 class MemoryNetwork:

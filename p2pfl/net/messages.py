@@ -4,10 +4,10 @@ A frame is
 
     u16 header length | header | signature (64) | body
 
-big-endian, the header and structured bodies in the strict MessagePack of `net.wire`.  The Ed25519 signature
-is over `DOMAIN` followed by the header bytes exactly as sent; the header holds the body's length and SHA-256,
-so it covers the body too, and nothing is re-encoded to verify it.  The body of a SHARE or STATE is not in the
-frame: it is raw bytes that `Transport.offer` and `fetch` move.
+big-endian, the header and structured bodies in the strict MessagePack of `p2pfl.encoding`.  The Ed25519
+signature is over `DOMAIN` followed by the header bytes exactly as sent; the header holds the body's length
+and SHA-256, so it covers the body too, and nothing is re-encoded to verify it.  The body of a SHARE or STATE
+is not in the frame: it is raw bytes that `Transport.offer` and `fetch` move.
 
 Opening is total: any bytes give a value or RemoteError.  Sealing checks with the same code what a receiver
 will check, so that what we send is never refused for its form: it raises LocalError.
@@ -18,15 +18,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from p2pfl.errors import ConfigError, LocalError, RemoteError
+from p2pfl import encoding
+from p2pfl.encoding import MAX_COUNTER, MAX_RANDOM
+from p2pfl.errors import LocalError, RemoteError
 from p2pfl.events import Body, Header, Kind, Message
-from p2pfl.ids import PeerId, RunId, parse_run_id, peer_id_of, public_key_of
-from p2pfl.net import wire
-from p2pfl.net.bodies import MAX_COUNTER, MAX_RANDOM, MAX_WORD_BYTES, decode_structured, encode_structured
+from p2pfl.ids import PeerId
+from p2pfl.net.bodies import MAX_WORD_BYTES, decode_structured, encode_structured
 
 __all__ = [
     "VERSION",
@@ -60,35 +60,31 @@ MAX_WEIGHTS = 8
 VECTOR_KINDS = frozenset({Kind.SHARE, Kind.STATE})
 
 _KEYS = range(1, 18)
-_PUBLIC_KEY_BYTES = 32
 _LENGTH_BYTES = 2
 
 
 def encode_header(header: Header) -> bytes:
     """`header` as its signed bytes.  Raises LocalError on a field that a receiver would refuse."""
-    try:
-        document: dict[int, object] = {
-            1: header.version,
-            2: bytes.fromhex(header.run),
-            3: header.epoch,
-            4: public_key_of(header.sender),
-            5: public_key_of(header.recipient),
-            6: header.incarnation,
-            7: header.boot_session,
-            8: int(header.kind),
-            9: header.round,
-            10: header.edge_seq,
-            11: header.schema_hash,
-            12: header.codec,
-            13: header.size,
-            14: header.raw_size,
-            15: header.digest,
-            16: [float(weight) for weight in header.weights],
-            17: float(header.issued_at),
-        }
-    except (ConfigError, ValueError) as error:
-        raise LocalError(f"a header names no peer or run: {error}") from error
-    data = wire.pack(document)
+    document: dict[int, object] = {
+        1: header.version,
+        2: encoding.hash_of(header.run),
+        3: header.epoch,
+        4: encoding.key_of(header.sender),
+        5: encoding.key_of(header.recipient),
+        6: header.incarnation,
+        7: header.boot_session,
+        8: int(header.kind),
+        9: header.round,
+        10: header.edge_seq,
+        11: header.schema_hash,
+        12: header.codec,
+        13: header.size,
+        14: header.raw_size,
+        15: header.digest,
+        16: [float(weight) for weight in header.weights],
+        17: float(header.issued_at),
+    }
+    data = encoding.pack(document)
     try:
         decode_header(data)
     except RemoteError as error:
@@ -98,34 +94,34 @@ def encode_header(header: Header) -> bytes:
 
 def decode_header(data: bytes | memoryview) -> Header:
     """The header in `data`, every field checked, its signature not.  Raises RemoteError."""
-    document = wire.unpack(data, "header", keys=_KEYS, limit=MAX_HEADER_BYTES)
+    document = encoding.unpack(data, "header", keys=_KEYS, limit=MAX_HEADER_BYTES)
     version = document[1]
     if type(version) is not int or version != VERSION:
         raise RemoteError(f"protocol version {version!r:.40}, expected {VERSION}; check both sides' releases")
-    kind = wire.integer(document[8], "kind", most=255)
+    kind = encoding.integer(document[8], "kind", most=255)
     if kind not in Kind.__members__.values():
         raise RemoteError(f"message kind {kind} is unknown; check both sides' releases")
     header = Header(
         version=version,
-        run=_run(document[2]),
-        epoch=wire.integer(document[3], "epoch", most=MAX_COUNTER),
-        sender=_peer(document[4], "sender"),
-        recipient=_peer(document[5], "recipient"),
-        incarnation=wire.integer(document[6], "incarnation", most=MAX_RANDOM),
-        boot_session=wire.integer(document[7], "boot session", most=MAX_RANDOM),
+        run=encoding.run(document[2], "run"),
+        epoch=encoding.integer(document[3], "epoch", most=MAX_COUNTER),
+        sender=encoding.peer(document[4], "sender"),
+        recipient=encoding.peer(document[5], "recipient"),
+        incarnation=encoding.integer(document[6], "incarnation", most=MAX_RANDOM),
+        boot_session=encoding.integer(document[7], "boot session", most=MAX_RANDOM),
         kind=Kind(kind),
-        round=wire.integer(document[9], "round", most=MAX_COUNTER),
-        edge_seq=wire.integer(document[10], "edge sequence", most=MAX_COUNTER),
-        schema_hash=wire.digest(document[11], "schema hash"),
-        codec=wire.word(document[12], "codec", most_bytes=MAX_WORD_BYTES),
-        size=wire.integer(document[13], "size", most=MAX_VECTOR_BYTES),
-        raw_size=wire.integer(document[14], "raw size", most=MAX_VECTOR_BYTES),
-        digest=wire.digest(document[15], "digest", may_be_empty=False),
+        round=encoding.integer(document[9], "round", most=MAX_COUNTER),
+        edge_seq=encoding.integer(document[10], "edge sequence", most=MAX_COUNTER),
+        schema_hash=encoding.digest(document[11], "schema hash", may_be_empty=True),
+        codec=encoding.word(document[12], "codec", most_bytes=MAX_WORD_BYTES),
+        size=encoding.integer(document[13], "size", most=MAX_VECTOR_BYTES),
+        raw_size=encoding.integer(document[14], "raw size", most=MAX_VECTOR_BYTES),
+        digest=encoding.digest(document[15], "digest"),
         weights=tuple(
-            wire.number(weight, "weight", is_finite=False)
-            for weight in wire.items(document[16], "weights", most=MAX_WEIGHTS)
+            encoding.number(weight, "weight", is_finite=False)
+            for weight in encoding.items(document[16], "weights", most=MAX_WEIGHTS)
         ),
-        issued_at=wire.number(document[17], "issued at"),
+        issued_at=encoding.number(document[17], "issued at"),
     )
     if header.codec == "none" and header.size != header.raw_size:
         raise RemoteError(
@@ -222,13 +218,3 @@ def _check_body(header: Header, body: bytes | bytearray | memoryview) -> None:
         )
     if hashlib.sha256(body).digest() != header.digest:
         raise RemoteError(f"the body of a {header.kind.name} does not match its digest", header.sender)
-
-
-def _run(value: Any) -> RunId:
-    return parse_run_id(wire.digest(value, "run", may_be_empty=False).hex())
-
-
-def _peer(value: Any, what: str) -> PeerId:
-    if len(key := wire.blob(value, what, most_bytes=_PUBLIC_KEY_BYTES)) != _PUBLIC_KEY_BYTES:
-        raise RemoteError(f"{what} has {len(key)} bytes, expected a public key of {_PUBLIC_KEY_BYTES}")
-    return peer_id_of(key)

@@ -21,6 +21,7 @@ from p2pfl.ids import PeerId
 __all__ = [
     "MAX_FRAME_BYTES",
     "INLINE_BODY_BYTES",
+    "MAX_PETITION_BYTES",
     "Standing",
     "Gate",
     "Opened",
@@ -36,6 +37,8 @@ __all__ = [
 MAX_FRAME_BYTES = 64 * 1024
 # A body up to this size rides inside its offer, which saves a round trip and stays within one frame.
 INLINE_BODY_BYTES = 48 * 1024
+# The one frame that a stranger may send: a certificate has at most 2 KiB, and strangers get little memory.
+MAX_PETITION_BYTES = 4 * 1024
 
 
 class Standing(Enum):
@@ -133,7 +136,7 @@ class Transport(Protocol):
         ...
 
     async def petition(self, peer: PeerId, addresses: tuple[str, ...], frame: bytes) -> bytes:
-        """As a stranger: present one frame (<= 4 KiB) in `peer`'s lobby and return its answer."""
+        """As a stranger: present a frame (<= MAX_PETITION_BYTES) in `peer`'s lobby and return its answer."""
         ...
 
     async def send(self, peer: PeerId, frame: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from p2pfl.consortium import Consortium
-from p2pfl.errors import RefusedError, RemoteError
+from p2pfl.errors import RefusedError
 from p2pfl.events import Commanded, Kind, Notice, Roster
 from p2pfl.ids import PeerId
 from p2pfl.net.bodies import decode_structured, encode_structured
@@ -37,18 +37,20 @@ class Lobby:
         match self._consortium.standing(peer, self._now()):
             case "member":
                 return Standing.MEMBER
-            case "banned" | "revoked":
+            case "banned":
                 return Standing.BANNED
             case _:
+                # Who was revoked gets no further than the lobby, where it is told so.
                 return Standing.STRANGER
 
     async def _petition(self, peer: PeerId, frame: bytes) -> bytes:
+        state = self._consortium.membership
+        if membership.is_revoked(state, peer):
+            record = certificates.encode_revocation(state.revocations[peer])
+            return _YES + encode_structured(Kind.ROSTER, Roster(revocations=(record,)))
         try:
-            certificate = certificates.decode_certificate(frame)
-            if certificate.subject != peer:
-                raise RefusedError("this certificate is bound to another key", peer)
-            membership.admit(self._consortium.membership, certificate, self._now())
-        except RemoteError as error:
+            membership.petition(self._consortium.membership, peer, frame, self._now())
+        except RefusedError as error:
             text = str(error)[:_REASON_CHARACTERS]
             return _NO + encode_structured(Kind.NOTICE, Notice(code="not-accepted", text=text))
         await self._ask(Commanded(verb="admit", arguments={"certificate": frame}))
@@ -57,14 +59,11 @@ class Lobby:
 
     async def apply(self, transport: Transport, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Show our certificate to a member that does not know us.  Raises RemoteError."""
-        if not self._ticket:
-            raise RefusedError(
-                "it does not know this node, which has no ticket; `p2pfl run join` takes one", peer
-            )
-        answer = await transport.petition(peer, addresses, self._ticket)
+        answer = await transport.petition(peer, addresses, self._ticket or _NO)
         if answer[:1] == _NO:
             notice = decode_structured(Kind.NOTICE, answer[1:])
             assert isinstance(notice, Notice)
-            raise RefusedError(notice.text, peer)
+            stranger = "it does not know this node, which has no ticket; `p2pfl run join` takes one"
+            raise RefusedError(notice.text if self._ticket else stranger, peer)
         roster = decode_structured(Kind.ROSTER, answer[1:])
         await self._ask(Commanded(verb="roster", arguments={"roster": roster}))

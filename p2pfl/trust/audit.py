@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from p2pfl import encoding
+from p2pfl.encoding import DIGEST_BYTES, MAX_COUNTER, MAX_RANDOM
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.ids import PeerId, RunId
-from p2pfl.trust import encoding
 from p2pfl.trust.envelope import verify_header
 from p2pfl.trust.identity import SIGNATURE_BYTES
 
@@ -56,8 +57,6 @@ MAX_EVIDENCE_BYTES = 2 * 64 * 1024 + 1024
 MIN_SALT_BYTES = 16
 MAX_SALT_BYTES = 32
 
-_HASH_BYTES = 32
-_MAX_COUNTER = 2**53 - 1
 _COMMITMENT = b"p2pfl-commitment/1"
 
 
@@ -124,7 +123,7 @@ def open_commitment(
     """Whether `statement` commits to this share.  Never raises."""
     try:
         return commit(salt, recipient, edge_seq, digest, weights) in statement.commitments
-    except (LocalError, ValueError):
+    except LocalError:
         return False
 
 
@@ -163,18 +162,18 @@ def link(
     try:
         content = encode_statement(statement)
         decode_statement(content)
-    except (ValueError, RemoteError) as error:
+    except RemoteError as error:
         raise LocalError(f"this statement would be refused: {error}") from error
     return content
 
 
 def encode_statement(statement: RoundStatement) -> bytes:
-    """The canonical bytes, the `content` of a STATEMENT message."""
+    """The canonical bytes, the `content` of a STATEMENT message.  Raises LocalError."""
     return encoding.pack(
         {
             1: statement.number,
             2: statement.prev,
-            3: bytes.fromhex(statement.run),
+            3: encoding.hash_of(statement.run),
             4: encoding.key_of(statement.sender),
             5: statement.incarnation,
             6: statement.boot_session,
@@ -189,28 +188,25 @@ def encode_statement(statement: RoundStatement) -> bytes:
 
 def decode_statement(content: bytes) -> RoundStatement:
     """The statement in `content`.  Raises RemoteError."""
-    try:
-        document = encoding.unpack(content, keys=range(1, 12), limit=MAX_STATEMENT_BYTES)
-        joined = encoding.blob(document[8], "commitments", least=0, most=MAX_COMMITMENTS * _HASH_BYTES)
-        cuts = range(0, len(joined), _HASH_BYTES)
-        commitments = tuple(joined[i : i + _HASH_BYTES] for i in cuts)
-        if len(joined) % _HASH_BYTES or commitments != tuple(sorted(commitments)):
-            raise ValueError("commitments are not whole and sorted")
-        return RoundStatement(
-            number=encoding.integer(document[1], "number", most=_MAX_COUNTER),
-            prev=_hash(document[2], "prev", may_be_empty=True),
-            run=RunId(_hash(document[3], "run").hex()),
-            sender=encoding.peer(document[4], "sender"),
-            incarnation=encoding.integer(document[5], "incarnation"),
-            boot_session=encoding.integer(document[6], "boot session"),
-            round=encoding.integer(document[7], "round", most=_MAX_COUNTER),
-            commitments=commitments,
-            weight_before=encoding.number(document[9], "weight before"),
-            weight_after=encoding.number(document[10], "weight after"),
-            model_digest=_hash(document[11], "model digest", may_be_empty=True),
-        )
-    except ValueError as error:
-        raise RemoteError(f"a round statement is malformed: {error}") from error
+    document = encoding.unpack(content, "a statement", keys=range(1, 12), limit=MAX_STATEMENT_BYTES)
+    commitments = encoding.rows(
+        document[8], "a statement's commitments", size_bytes=DIGEST_BYTES, most=MAX_COMMITMENTS
+    )
+    if commitments != sorted(commitments):
+        raise RemoteError("a statement's commitments are not sorted")
+    return RoundStatement(
+        number=encoding.integer(document[1], "a statement's number", most=MAX_COUNTER),
+        prev=encoding.digest(document[2], "a statement's prev", may_be_empty=True),
+        run=encoding.run(document[3], "a statement's run"),
+        sender=encoding.peer(document[4], "a statement's sender"),
+        incarnation=encoding.integer(document[5], "a statement's incarnation", most=MAX_RANDOM),
+        boot_session=encoding.integer(document[6], "a statement's boot session", most=MAX_RANDOM),
+        round=encoding.integer(document[7], "a statement's round", most=MAX_COUNTER),
+        commitments=tuple(commitments),
+        weight_before=encoding.number(document[9], "a statement's weight before", least=0.0),
+        weight_after=encoding.number(document[10], "a statement's weight after", least=0.0),
+        model_digest=encoding.digest(document[11], "a statement's model digest", may_be_empty=True),
+    )
 
 
 def head_of(content: bytes) -> Head:
@@ -279,11 +275,8 @@ def verify_evidence(data: bytes, *, parse: Parse, content_of: Callable[[bytes], 
 
     Raises RemoteError, saying what is missing, when it is not a proof.
     """
-    try:
-        document = encoding.unpack(data, keys=(1, 2), limit=MAX_EVIDENCE_BYTES)
-        rows = [_row(document[1]), _row(document[2])]
-    except ValueError as error:
-        raise RemoteError(f"this evidence is malformed: {error}") from error
+    document = encoding.unpack(data, "this evidence", keys=(1, 2), limit=MAX_EVIDENCE_BYTES)
+    rows = [_row(document[1]), _row(document[2])]
     contents = [_verified(row, parse, content_of) for row in rows]
     first, second = (decode_statement(content) for content in contents)
     if (first.sender, first.run) != (second.sender, second.run):
@@ -311,17 +304,9 @@ def _verified(signed: Signed, parse: Parse, content_of: Callable[[bytes], bytes]
 
 
 def _row(value: object) -> Signed:
-    if type(value) is not list or len(value) != 3:
-        raise ValueError("a message is not an array of three")
+    header, signature, body = encoding.items(value, "a message of this evidence", least=3, most=3)
     return Signed(
-        header=encoding.blob(value[0], "header", least=1, most=MAX_EVIDENCE_BYTES),
-        signature=encoding.blob(value[1], "signature", least=SIGNATURE_BYTES, most=SIGNATURE_BYTES),
-        body=encoding.blob(value[2], "body", least=1, most=MAX_EVIDENCE_BYTES),
+        header=encoding.blob(header, "its header", least_bytes=1, most_bytes=MAX_EVIDENCE_BYTES),
+        signature=encoding.exact(signature, "its signature", size_bytes=SIGNATURE_BYTES),
+        body=encoding.blob(body, "its body", least_bytes=1, most_bytes=MAX_EVIDENCE_BYTES),
     )
-
-
-def _hash(value: object, what: str, *, may_be_empty: bool = False) -> bytes:
-    found = encoding.blob(value, what, least=0, most=_HASH_BYTES)
-    if len(found) != _HASH_BYTES and not (may_be_empty and not found):
-        raise ValueError(f"{what} is not a SHA-256")
-    return found

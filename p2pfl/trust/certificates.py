@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from p2pfl.errors import ConfigError, RemoteError
+from p2pfl import encoding
+from p2pfl.encoding import MAX_COUNTER
+from p2pfl.errors import ConfigError, LocalError, RemoteError
 from p2pfl.ids import PeerId, RunId
-from p2pfl.trust import encoding
 from p2pfl.trust.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 
 __all__ = [
@@ -62,9 +63,6 @@ _MAX_LABEL_BYTES = 32
 _MAX_LABELS = 8
 _MAX_REASON_BYTES = 64
 _NONCE_BYTES = 16
-_RUN_BYTES = 32
-# Seconds since 1970 that a float64, and so any other language, holds exactly.
-_MAX_TIME_S = 2**53 - 1
 
 _T = TypeVar("_T")
 
@@ -92,7 +90,7 @@ class Certificate:
         """The bytes that every signature is over, after CERTIFICATE_DOMAIN."""
         return encoding.pack(
             {
-                1: bytes.fromhex(self.run),
+                1: encoding.hash_of(self.run),
                 2: encoding.key_of(self.subject),
                 3: self.name,
                 4: dict(sorted(self.labels.items())),
@@ -160,40 +158,40 @@ def countersign(certificate: Certificate, founder: Identity) -> Certificate:
     """`certificate` with `founder`'s signature added.  Raises ConfigError when it cannot be encoded."""
     try:
         signature = founder.sign(CERTIFICATE_DOMAIN, certificate.content)
-    except ValueError as error:
+    except LocalError as error:
         raise ConfigError(f"this certificate cannot be issued: {error}") from error
     return replace(certificate, signatures=_first({**certificate.signatures, founder.peer_id: signature}))
 
 
 def encode_certificate(certificate: Certificate) -> bytes:
-    """The canonical bytes: content and signatures, the latter in the order of the founders' keys."""
+    """The canonical bytes: content and signatures, the latter in the order of the founders' keys.
+
+    Raises LocalError when it names no peer or run.
+    """
     signatures = sorted((encoding.key_of(f), s) for f, s in certificate.signatures.items())
     return encoding.pack({1: certificate.content, 2: [key + signature for key, signature in signatures]})
 
 
 def decode_certificate(data: bytes) -> Certificate:
     """The certificate in `data`, its form checked and its signatures not.  Raises RemoteError."""
-    try:
-        outer = encoding.unpack(data, keys=(1, 2), limit=MAX_CERTIFICATE_BYTES)
-        content = encoding.blob(outer[1], "content", least=1, most=_MAX_CONTENT_BYTES)
-        inner = encoding.unpack(content, keys=range(1, 9), limit=_MAX_CONTENT_BYTES)
-        certificate = Certificate(
-            run=_run(inner[1]),
-            subject=encoding.peer(inner[2], "subject"),
-            name=encoding.text(inner[3], "name", most_bytes=_MAX_NAME_BYTES),
-            labels=_labels(inner[4]),
-            issued_at=encoding.integer(inner[5], "issued at", most=_MAX_TIME_S),
-            use_by=encoding.integer(inner[6], "use by", most=_MAX_TIME_S),
-            expires_at=encoding.integer(inner[7], "expires at", most=_MAX_TIME_S),
-            nonce=encoding.blob(inner[8], "nonce", least=_NONCE_BYTES, most=_NONCE_BYTES),
-            signatures=_signatures(outer[2]),
-        )
-        if not certificate.issued_at <= certificate.use_by <= certificate.expires_at:
-            raise ValueError("it is to be used before it is issued, or after it expires")
-        if encode_certificate(certificate) != data:
-            raise ValueError("not in canonical form")
-    except ValueError as error:
-        raise RemoteError(f"a certificate is malformed: {error}") from error
+    outer = encoding.unpack(data, "a certificate", keys=(1, 2), limit=MAX_CERTIFICATE_BYTES)
+    content = encoding.blob(outer[1], "a certificate's content", most_bytes=_MAX_CONTENT_BYTES)
+    inner = encoding.unpack(content, "a certificate's content", keys=range(1, 9), limit=_MAX_CONTENT_BYTES)
+    certificate = Certificate(
+        run=encoding.run(inner[1], "a certificate's run"),
+        subject=encoding.peer(inner[2], "a certificate's subject"),
+        name=encoding.printable(inner[3], "a certificate's name", most_bytes=_MAX_NAME_BYTES),
+        labels=_labels(inner[4]),
+        issued_at=encoding.integer(inner[5], "a certificate's time of issue", most=MAX_COUNTER),
+        use_by=encoding.integer(inner[6], "a certificate's last time of use", most=MAX_COUNTER),
+        expires_at=encoding.integer(inner[7], "a certificate's end", most=MAX_COUNTER),
+        nonce=encoding.exact(inner[8], "a certificate's nonce", size_bytes=_NONCE_BYTES),
+        signatures=_signatures(outer[2]),
+    )
+    if not certificate.issued_at <= certificate.use_by <= certificate.expires_at:
+        raise RemoteError("a certificate is to be used before it is issued, or after it expires")
+    if encode_certificate(certificate) != data:
+        raise RemoteError("a certificate's signatures are not one of each founder in the order of their keys")
     return certificate
 
 
@@ -226,17 +224,20 @@ def issue_revocation(
         vote = Vote(reason=reason, issued_at=int(now), signature=founder.sign(REVOCATION_DOMAIN, content))
         revocation = Revocation(run=run, subject=subject, votes={founder.peer_id: vote})
         decode_revocation(encode_revocation(revocation))
-    except (ValueError, RemoteError) as error:
+    except (LocalError, RemoteError) as error:
         raise ConfigError(f"this revocation cannot be issued: {error}") from error
     return revocation
 
 
 def encode_revocation(revocation: Revocation) -> bytes:
-    """The canonical bytes: run, subject, and the votes in the order of the founders' keys."""
+    """The canonical bytes: run, subject, and the votes in the order of the founders' keys.
+
+    Raises LocalError when it names no peer or run.
+    """
     votes = sorted((encoding.key_of(founder), vote) for founder, vote in _pairs(revocation))
     return encoding.pack(
         {
-            1: bytes.fromhex(revocation.run),
+            1: encoding.hash_of(revocation.run),
             2: encoding.key_of(revocation.subject),
             3: [[key, *vote] for key, vote in votes],
         }
@@ -245,24 +246,22 @@ def encode_revocation(revocation: Revocation) -> bytes:
 
 def decode_revocation(data: bytes) -> Revocation:
     """The revocation in `data`, its form checked and its signatures not.  Raises RemoteError."""
-    try:
-        document = encoding.unpack(data, keys=(1, 2, 3), limit=MAX_REVOCATION_BYTES)
-        votes: dict[PeerId, Vote] = {}
-        for row in _rows(document[3], "votes"):
-            if type(row) is not list or len(row) != 4:
-                raise ValueError("a vote is not an array of four")
-            votes[encoding.peer(row[0], "founder")] = Vote(
-                reason=encoding.text(row[1], "reason", most_bytes=_MAX_REASON_BYTES),
-                issued_at=encoding.integer(row[2], "issued at", most=_MAX_TIME_S),
-                signature=encoding.blob(row[3], "signature", least=SIGNATURE_BYTES, most=SIGNATURE_BYTES),
-            )
-        revocation = Revocation(
-            run=_run(document[1]), subject=encoding.peer(document[2], "subject"), votes=votes
+    document = encoding.unpack(data, "a revocation", keys=(1, 2, 3), limit=MAX_REVOCATION_BYTES)
+    votes: dict[PeerId, Vote] = {}
+    for entry in encoding.items(document[3], "a revocation's votes", least=1, most=MAX_SIGNATURES):
+        founder, reason, issued_at, signature = encoding.items(entry, "a vote", least=4, most=4)
+        votes[encoding.peer(founder, "a vote's founder")] = Vote(
+            reason=encoding.printable(reason, "a vote's reason", most_bytes=_MAX_REASON_BYTES),
+            issued_at=encoding.integer(issued_at, "a vote's time of issue", most=MAX_COUNTER),
+            signature=encoding.exact(signature, "a vote's signature", size_bytes=SIGNATURE_BYTES),
         )
-        if encode_revocation(revocation) != data:
-            raise ValueError("not in canonical form")
-    except ValueError as error:
-        raise RemoteError(f"a revocation is malformed: {error}") from error
+    revocation = Revocation(
+        run=encoding.run(document[1], "a revocation's run"),
+        subject=encoding.peer(document[2], "a revocation's subject"),
+        votes=votes,
+    )
+    if encode_revocation(revocation) != data:
+        raise RemoteError("a revocation's votes are not one of each founder in the order of their keys")
     return revocation
 
 
@@ -286,7 +285,7 @@ def join_revocations(left: Revocation, right: Revocation) -> Revocation:
 
 
 def _vote_content(run: RunId, subject: PeerId, reason: str, issued_at: int) -> bytes:
-    return encoding.pack({1: bytes.fromhex(run), 2: encoding.key_of(subject), 3: reason, 4: issued_at})
+    return encoding.pack({1: encoding.hash_of(run), 2: encoding.key_of(subject), 3: reason, 4: issued_at})
 
 
 def _vote_order(vote: Vote) -> tuple[int, str, bytes]:
@@ -302,28 +301,21 @@ def _first(signed: Mapping[PeerId, _T]) -> dict[PeerId, _T]:
     return {founder: signed[founder] for founder in sorted(signed)[:MAX_SIGNATURES]}
 
 
-def _run(value: object) -> RunId:
-    return RunId(encoding.blob(value, "run", least=_RUN_BYTES, most=_RUN_BYTES).hex())
-
-
-def _rows(value: object, what: str) -> list[object]:
-    if type(value) is not list or not 1 <= len(value) <= MAX_SIGNATURES:
-        raise ValueError(f"{what} are not 1 to {MAX_SIGNATURES}")
-    return value
-
-
 def _signatures(value: object) -> dict[PeerId, bytes]:
     size = PUBLIC_KEY_BYTES + SIGNATURE_BYTES
-    rows = [encoding.blob(row, "signature", least=size, most=size) for row in _rows(value, "signatures")]
-    return {encoding.peer(row[:PUBLIC_KEY_BYTES], "founder"): row[PUBLIC_KEY_BYTES:] for row in rows}
+    entries = encoding.items(value, "a certificate's signatures", least=1, most=MAX_SIGNATURES)
+    signed = [encoding.exact(entry, "a certificate's signature", size_bytes=size) for entry in entries]
+    return {
+        encoding.peer(entry[:PUBLIC_KEY_BYTES], "a founder"): entry[PUBLIC_KEY_BYTES:] for entry in signed
+    }
 
 
 def _labels(value: object) -> dict[str, str]:
     if type(value) is not dict or len(value) > _MAX_LABELS:
-        raise ValueError(f"labels are not a map of at most {_MAX_LABELS}")
+        raise RemoteError(f"a certificate's labels are not a map of at most {_MAX_LABELS}")
     return {
-        encoding.text(key, "label", most_bytes=_MAX_LABEL_BYTES): encoding.text(
-            item, "label", most_bytes=_MAX_LABEL_BYTES
+        encoding.printable(key, "a label", most_bytes=_MAX_LABEL_BYTES): encoding.printable(
+            item, "a label", most_bytes=_MAX_LABEL_BYTES
         )
         for key, item in value.items()
     }

@@ -28,9 +28,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
+from p2pfl import encoding
 from p2pfl.errors import ConfigError, RefusedError, RemoteError, StoreError
 from p2pfl.ids import PeerId, RunId, public_key_of, short
-from p2pfl.trust import encoding
 from p2pfl.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     MAX_REVOCATION_BYTES,
@@ -73,8 +73,9 @@ __all__ = [
 MAX_MEMBERS = 4096
 # Revocations short of a quorum that one founder may have open, so that none can fill the value with them.
 MAX_PENDING = 32
+# Revocations with and short of a quorum together.
+_MAX_RECORDS = 2 * MAX_MEMBERS
 _MAX_STATE_BYTES = MAX_MEMBERS * (MAX_CERTIFICATE_BYTES + 2 * MAX_REVOCATION_BYTES)
-_RUN_BYTES = 32
 
 Standing: TypeAlias = Literal["member", "stranger", "revoked", "expired"]
 
@@ -256,8 +257,8 @@ def to_bytes(state: Membership) -> bytes:
     """The canonical bytes of `state`, for this node's own disk."""
     return encoding.pack(
         {
-            1: bytes.fromhex(state.run),
-            2: b"".join(public_key_of(founder) for founder in state.founders),
+            1: encoding.hash_of(state.run),
+            2: b"".join(encoding.key_of(founder) for founder in state.founders),
             3: state.quorum,
             4: [encode_certificate(state.certificates[name]) for name in sorted(state.certificates)],
             5: [encode_revocation(state.revocations[name]) for name in sorted(state.revocations)],
@@ -271,36 +272,27 @@ def from_bytes(data: bytes) -> Membership:
     Raises StoreError.
     """
     try:
-        document = encoding.unpack(data, keys=range(1, 6), limit=_MAX_STATE_BYTES, max_items=2 * MAX_MEMBERS)
-        keys = encoding.blob(document[2], "founders", least=0, most=MAX_MEMBERS * PUBLIC_KEY_BYTES)
-        if len(keys) % PUBLIC_KEY_BYTES:
-            raise ValueError("founders are not whole keys")
+        document = encoding.unpack(
+            data, "its document", keys=range(1, 6), limit=_MAX_STATE_BYTES, max_items=_MAX_RECORDS
+        )
+        founders = encoding.rows(document[2], "its founders", size_bytes=PUBLIC_KEY_BYTES, most=MAX_MEMBERS)
         certificates = [
-            decode_certificate(encoding.blob(b, "certificate", least=1, most=MAX_CERTIFICATE_BYTES))
-            for b in _array(document[4])
+            decode_certificate(encoding.blob(entry, "a certificate", most_bytes=MAX_CERTIFICATE_BYTES))
+            for entry in encoding.items(document[4], "its certificates", most=_MAX_RECORDS)
         ]
         revocations = [
-            decode_revocation(encoding.blob(b, "revocation", least=1, most=MAX_REVOCATION_BYTES))
-            for b in _array(document[5])
+            decode_revocation(encoding.blob(entry, "a revocation", most_bytes=MAX_REVOCATION_BYTES))
+            for entry in encoding.items(document[5], "its revocations", most=_MAX_RECORDS)
         ]
         return Membership(
-            run=RunId(encoding.blob(document[1], "run", least=_RUN_BYTES, most=_RUN_BYTES).hex()),
-            founders=tuple(
-                encoding.peer(keys[i : i + PUBLIC_KEY_BYTES], "founder")
-                for i in range(0, len(keys), PUBLIC_KEY_BYTES)
-            ),
-            quorum=encoding.integer(document[3], "quorum", most=MAX_MEMBERS),
+            run=encoding.run(document[1], "its run"),
+            founders=tuple(encoding.peer(key, "a founder") for key in founders),
+            quorum=encoding.integer(document[3], "its quorum", most=MAX_MEMBERS),
             certificates={c.subject: c for c in certificates},
             revocations={r.subject: r for r in revocations},
         )
-    except (ValueError, RemoteError) as error:
+    except RemoteError as error:
         raise StoreError(f"the stored membership is damaged: {error}; run `p2pfl node restore`") from error
-
-
-def _array(value: object) -> list[object]:
-    if type(value) is not list:
-        raise ValueError("records are not an array")
-    return value
 
 
 def _check_signers(state: Membership, run: RunId, signers: Iterable[PeerId], what: str) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl import encoding
+from p2pfl.errors import ConfigError, RemoteError, StoreError
 from p2pfl.ids import PeerId
-from p2pfl.trust import encoding
 
 __all__ = [
     "MAX_OVERRIDES",
@@ -160,7 +160,7 @@ def to_bytes(relations: Relations) -> bytes:
 def from_bytes(data: bytes) -> Relations:
     """What `to_bytes` wrote.  Raises StoreError."""
     try:
-        document = encoding.unpack(data, keys=range(1, 6), limit=_MAX_BYTES)
+        document = encoding.unpack(data, "their document", keys=range(1, 6), limit=_MAX_BYTES)
         return Relations(
             share_default=_level(document[1]),
             accept_default=_level(document[2]),
@@ -168,7 +168,7 @@ def from_bytes(data: bytes) -> Relations:
             accept_from=_levels_in(document[4]),
             banned=frozenset(encoding.peer(key, "banned") for key in _cut(document[5], 32)),
         )
-    except ValueError as error:
+    except RemoteError as error:
         raise StoreError(f"the stored relations are damaged: {error}; run `p2pfl node restore`") from error
 
 
@@ -184,8 +184,5 @@ def _level(value: object) -> Level:
     return Level(encoding.integer(value, "level", most=max(Level)))
 
 
-def _cut(value: object, size: int) -> list[bytes]:
-    data = encoding.blob(value, "list", least=0, most=MAX_OVERRIDES * size)
-    if len(data) % size:
-        raise ValueError("a list does not hold whole entries")
-    return [data[i : i + size] for i in range(0, len(data), size)]
+def _cut(value: object, size_bytes: int) -> list[bytes]:
+    return encoding.rows(value, "a list", size_bytes=size_bytes, most=MAX_OVERRIDES)

@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from p2pfl.errors import ConfigError, RemoteError
+from p2pfl import encoding
+from p2pfl.errors import ConfigError, LocalError, RemoteError
 from p2pfl.ids import RunId
-from p2pfl.trust import encoding
 from p2pfl.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     Certificate,
@@ -54,7 +54,7 @@ def write_ticket(certificate: Certificate, addresses: Iterable[str] = ()) -> str
     try:
         _check_addresses(list(ticket.addresses))
         data = encoding.pack({1: encode_certificate(certificate), 2: list(ticket.addresses)})
-    except ValueError as error:
+    except (LocalError, RemoteError) as error:
         raise ConfigError(f"this ticket cannot be written: {error}") from error
     return _PREFIX + base64.urlsafe_b64encode(data + _checksum(data)).decode().rstrip("=")
 
@@ -79,23 +79,24 @@ def parse_ticket(text: str) -> Ticket:
     if checksum != _checksum(data):
         raise ConfigError("the ticket is damaged: its checksum does not match; copy it again, whole")
     try:
-        document = encoding.unpack(data, keys=(1, 2), limit=_MAX_BYTES)
-        encoded = encoding.blob(document[1], "certificate", least=1, most=MAX_CERTIFICATE_BYTES)
+        document = encoding.unpack(data, "its document", keys=(1, 2), limit=_MAX_BYTES)
+        encoded = encoding.blob(document[1], "its certificate", most_bytes=MAX_CERTIFICATE_BYTES)
         addresses = _check_addresses(document[2])
         return Ticket(certificate=decode_certificate(encoded), addresses=addresses)
-    except (ValueError, RemoteError) as error:
+    except RemoteError as error:
         raise ConfigError(f"the ticket is malformed: {error}; ask for a new one") from error
 
 
 def _check_addresses(value: object) -> tuple[str, ...]:
-    if type(value) is not list or len(value) > MAX_ADDRESSES:
-        raise ValueError(f"addresses are not an array of at most {MAX_ADDRESSES}")
-    for address in value:
-        if not encoding.text(address, "address", most_bytes=MAX_ADDRESS_BYTES).startswith("/"):
-            raise ValueError(
+    addresses = []
+    for entry in encoding.items(value, "its addresses", most=MAX_ADDRESSES):
+        address = encoding.printable(entry, "an address", most_bytes=MAX_ADDRESS_BYTES)
+        if not address.startswith("/"):
+            raise RemoteError(
                 f"address {address!r} is not a multiaddr such as /ip4/10.0.0.1/tcp/4911/p2p/12D3..."
             )
-    return tuple(value)
+        addresses.append(address)
+    return tuple(addresses)
 
 
 def _checksum(data: bytes) -> bytes:

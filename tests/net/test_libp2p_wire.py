@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from p2pfl import encoding
 from p2pfl.errors import RemoteError
 from p2pfl.net import libp2p_wire as wire
-from p2pfl.net.wire import pack as pack_document
 
 NAME = st.binary(min_size=16, max_size=16)
 HELLOS = st.builds(
@@ -103,4 +103,4 @@ def test_a_mutated_hello_is_a_value_or_a_remote_error(hello: wire.Hello, place: 
 def test_a_hello_out_of_bounds_says_what(key: int, value: object, complaint: str) -> None:
     fields: dict[int, object] = {0: 1, 1: bytes(16), 2: bytes(16), 3: [], 4: b"", 5: []}
     with pytest.raises(RemoteError, match=complaint):
-        wire.unpack_hello(pack_document({**fields, key: value}))
+        wire.unpack_hello(encoding.pack({**fields, key: value}))

@@ -9,10 +9,11 @@ from p2pfl.errors import LocalError, RefusedError, UnreachableError
 from p2pfl.ids import PeerId, peer_id_of
 from p2pfl.net.limits import Limits
 from p2pfl.net.link_model import LinkModel
-from p2pfl.net.memory import MAX_PETITION_BYTES, MemoryNetwork, MemoryTransport
+from p2pfl.net.memory import MemoryNetwork, MemoryTransport
 from p2pfl.net.transport import (
     INLINE_BODY_BYTES,
     MAX_FRAME_BYTES,
+    MAX_PETITION_BYTES,
     Closed,
     Frame,
     Gate,

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from signed_messages import ALICE, BOB, header, messages, vector_message
 
+from p2pfl import encoding
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.events import Ack, Body, Header, Hello, Kind, Message, Notice, Roster, Statement
 from p2pfl.ids import PeerId
-from p2pfl.net import bodies, wire
+from p2pfl.net import bodies
 from p2pfl.net.messages import (
     DOMAIN,
     MAX_HEADER_BYTES,
@@ -36,7 +37,7 @@ def resigned(head: bytes, body: bytes = b"") -> bytes:
 
 
 def document(head: Header) -> dict[int, object]:
-    return wire.unpack(encode_header(head), "header", keys=range(1, 18), limit=MAX_HEADER_BYTES)
+    return encoding.unpack(encode_header(head), "header", keys=range(1, 18), limit=MAX_HEADER_BYTES)
 
 
 @pytest.mark.parametrize("message", messages(), ids=lambda message: message.header.kind.name)
@@ -244,7 +245,7 @@ def test_another_peers_signature_is_refused_and_the_sender_named() -> None:
 )
 def test_a_well_signed_header_with_a_bad_field_is_refused(key: int, value: object, complaint: str) -> None:
     head, _, body = split_frame(seal(messages()[3], SIGN))
-    good = wire.unpack(head, "header", keys=range(1, 18), limit=4096)
+    good = encoding.unpack(head, "header", keys=range(1, 18), limit=4096)
     with pytest.raises(RemoteError, match=complaint):
         open_frame(resigned(msgpack.packb(good | {key: value}), body), verify_signed)
 

@@ -13,7 +13,7 @@ from p2pfl.node.desk import Desk
 from p2pfl.node.node import inline
 from p2pfl.node.store import Store
 from p2pfl.run import run_id
-from p2pfl.trust import certificates
+from p2pfl.trust import certificates, membership
 from p2pfl.trust.identity import Identity
 
 
@@ -166,11 +166,21 @@ async def test_a_ticket_without_a_quorum_opens_no_door(tmp_path: Path, autojump_
 
 def invitation(sites: Sites, i: int, signed_by: list[Identity]) -> bytes:
     certificate = certificates.issue_certificate(
-        signed_by[0], run=run_id(sites.spec), subject=sites.name(i), name=f"site{i}", now=WALL, nonce=bytes(16)
+        signed_by[0],
+        run=run_id(sites.spec),
+        subject=sites.name(i),
+        name=f"site{i}",
+        now=WALL,
+        nonce=bytes(16),
     )
     for founder in signed_by[1:]:
-        certificate = certificates.countersign(founder, certificate)
+        certificate = certificates.countersign(certificate, founder)
     return certificates.encode_certificate(certificate)
+
+
+def standing(sites: Sites, here: int, of: int) -> str:
+    state = sites.nodes[here].peer.state
+    return membership.standing(state.consortium.membership, sites.name(of), state.now)
 
 
 async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
@@ -184,8 +194,8 @@ async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
         await sites.until(lambda: len(sites.rounds(0)) == 3)
         for i in others:
             desk = Desk(sites.nodes[i], name=f"site{i}", run_sync=inline)
-            answer = await desk.command("ban", {"peer": sites.name(3), "reason": "it lies"})
-        assert answer["revoked"]
+            await desk.command("ban", {"peer": sites.name(3), "reason": "it lies"})
+        await sites.until(lambda: all(standing(sites, i, 3) == "revoked" for i in others))
         await sites.until(lambda: not any(sites.name(3) in sites.nodes[i].transport.peers() for i in others))
         read = [sites.fetched[i].count(sites.name(3)) for i in others]
         assert min(read) > 0
@@ -245,3 +255,16 @@ async def test_a_ping_takes_the_way_there_and_back(tmp_path: Path, autojump_cloc
         with pytest.raises(UnreachableError, match="is not connected"):
             await sites.nodes[0].wires.ping(keys(3)[2].peer_id)
     assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+
+
+async def test_a_learner_that_hangs_neither_stops_its_node_nor_delays_the_others_beyond_the_deadline(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    # More rounds than any queue between the node and its learner could hold.
+    spec = agreement(keys(3), run={"rounds": 60, "deadline_s": 3.0})
+    sites = Sites(tmp_path, spec, keys(3), fit_s=lambda i: 400.0 if i == 0 else 0.5)
+    await run_all(sites, 3)
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    for i in (1, 2):
+        assert max(row["seconds"] for row in sites.rounds(i)) <= spec.run.deadline_s
+    assert sites.mass().error < 1e-12
