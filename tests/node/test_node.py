@@ -257,14 +257,22 @@ async def test_a_ping_takes_the_way_there_and_back(tmp_path: Path, autojump_cloc
     assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
 
 
-async def test_a_learner_that_hangs_neither_stops_its_node_nor_delays_the_others_beyond_the_deadline(
+async def test_a_learner_that_hangs_pauses_its_node_and_delays_the_others_by_no_more_than_the_deadline(
     tmp_path: Path, autojump_clock: object
 ) -> None:
     # More rounds than any queue between the node and its learner could hold.
     spec = agreement(keys(3), run={"rounds": 60, "deadline_s": 3.0})
     sites = Sites(tmp_path, spec, keys(3), fit_s=lambda i: 400.0 if i == 0 else 0.5)
-    await run_all(sites, 3)
-    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    with trio.fail_after(10_000):
+        async with trio.open_nursery() as nursery:
+            for i in range(3):
+                await nursery.start(sites.live, i)
+            await sites.until(lambda: {1, 2} <= sites.outcomes.keys())
+            assert sites.nodes[0].view.phase == "paused"
+            assert "the learner failed 3 times in a row" in sites.nodes[0].view.reason
+            assert [fact["fault"] for fact in sites.said(0, "learner failed")] == ["no answer in time"] * 3
+            sites.nodes[0].stop()
+    assert [sites.outcomes[i].reason for i in range(3)] == ["stopped", "done", "done"]
     for i in (1, 2):
         assert max(row["seconds"] for row in sites.rounds(i)) <= spec.run.deadline_s
     assert sites.mass().error < 1e-12
