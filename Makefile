@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests that take more than a few seconds run in `make test-all` and in CI, not while one works.
+# Tests marked slow, of real processes and sockets, run in `make test` and in CI, not while one works.
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test test-fast test-all check lint types layers tree bench docs setup toolchain clean
+.PHONY: demo test test-fast check lint types layers tree bench docs setup toolchain clean
 
 setup: $(VENV)/.done
 
@@ -34,8 +34,6 @@ test: setup
 
 test-fast: setup
 	$(PYTEST) -m "not slow" -n 2
-
-test-all: test
 
 # mypy and import-linter do not see p2pfl.cli and p2pfl.simulations through the mapping in pyproject.toml,
 # so they get a tree of links in which they lie where they are imported from.  trio is linked, too: libp2p

@@ -12,15 +12,11 @@ from typing import Any
 
 import click
 
-from p2pfl.ids import RunId
-
-from .home import STORE
+from .stored import is_answered_by_disk, stored_facts, stored_rounds
 from .terminal import Terminal, clean, pass_terminal
 
 __all__ = ["log", "rounds"]
 
-# One page of the store; a run of more rounds is read page by page.
-_PAGE = 1_000
 _COLUMNS = ("round", "at", "peers", "seconds", "w", "loss", "bytes_sent", "bytes_received")
 _WIDTH = 10
 # Characters of one field on one line; --json has it whole.
@@ -67,22 +63,6 @@ def _csv(cells: Sequence[Any]) -> str:
     return line.getvalue()
 
 
-def _stored_rounds(terminal: Terminal, since: int) -> Iterator[dict[str, Any]]:
-    """The rounds on disk of the run that was active last."""
-    from p2pfl.node.store import Store
-
-    with Store.open(terminal.home) as store:
-        runs = store.runs()
-        if not runs:
-            return
-        run = RunId(runs[0]["run"])
-        measured: dict[int, dict[str, float]] = {}
-        for metric in store.metrics(run):
-            measured.setdefault(metric["round"], {})[metric["name"]] = metric["value"]
-        for row in store.rounds(run, since):
-            yield {**row, "metrics": measured.get(row["round"], {})}
-
-
 def _live_rounds(terminal: Terminal, since: int, follow: bool) -> Iterator[dict[str, Any]]:
     """The rounds the running node knows, and with `follow` those to come."""
     from .client import ControlClient
@@ -117,32 +97,12 @@ def rounds(terminal: Terminal, follow: bool, since: int, form: str) -> None:
 
     From the running node; when it does not run, from its disk.
     """
-    if _is_answered_by_disk(terminal, follow):
-        found = _stored_rounds(terminal, since)
+    if is_answered_by_disk(terminal, live_only=follow):
+        found = stored_rounds(terminal.home, since)
     else:
         found = _live_rounds(terminal, since, follow)
     for line in _lines(found, "json" if terminal.json else form):
         click.echo(line)
-
-
-def _is_answered_by_disk(terminal: Terminal, follow: bool) -> bool:
-    """Whether the node is stopped and left something on its disk.  What nobody answers is NotRunningError."""
-    from .client import ControlClient
-
-    with ControlClient(terminal.home) as node:
-        if follow or node.is_running() or not (terminal.home / STORE).exists():
-            return False
-    terminal.note("the node is not running; this is what its disk holds")
-    return True
-
-
-def _stored_facts(terminal: Terminal, since: int) -> Iterator[dict[str, Any]]:
-    from p2pfl.node.store import Store
-
-    with Store.open(terminal.home) as store:
-        while page := store.events(since, _PAGE):
-            yield from page
-            since = page[-1]["seq"]
 
 
 def _live_facts(terminal: Terminal, since: int, follow: bool) -> Iterator[dict[str, Any]]:
@@ -182,8 +142,8 @@ def log(terminal: Terminal, follow: bool, since: int) -> None:
 
     From the running node, as far back as it remembers; when it does not run, from its disk.
     """
-    if _is_answered_by_disk(terminal, follow):
-        found = _stored_facts(terminal, since)
+    if is_answered_by_disk(terminal, live_only=follow):
+        found = stored_facts(terminal.home, since)
     else:
         found = _live_facts(terminal, since, follow)
     for fact in found:

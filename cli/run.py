@@ -112,14 +112,14 @@ def new(
 @click.option("--data", help="This site's rows, instead of node.toml's.")
 @pass_terminal
 def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
-    """Try the agreement here: fit one batch, and reckon what a round costs.
+    """Try the agreement here: fit one batch, reckon what a round costs and how fast models mix.
 
     Refuses what would never converge, would not fit in memory, or whose learner fails.
     """
     from p2pfl.run import run_id
     from p2pfl.settings import NodeSettings, load
 
-    from .agreement import check_mixing, cost_of
+    from .agreement import check_mixing, cost_of, mixing_in_plain_words
 
     spec, folder = _spec_of(terminal, file)
     has_node = (terminal.home / homes.SETTINGS).exists()
@@ -148,7 +148,8 @@ def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
         f"a round     {_size(cost.bytes_sent_per_round)} sent, at most {_size(cost.memory_bytes)} of memory, "
         f"{cost.seconds_per_round:.2g} s of training\n"
         f"the plan    {mixing['members']} members, {mixing['rounds_in_all']} rounds in all, "
-        f"{_size(cost.bytes_sent_per_round * mixing['rounds_in_all'])} sent by each"
+        f"{_size(cost.bytes_sent_per_round * mixing['rounds_in_all'])} sent by each\n"
+        f"mixing      {mixing_in_plain_words(mixing)}"
     )
     value = {"run_id": run_id(spec), "run_name": spec.run.name, **mixing, **asdict(cost)}
     terminal.result(value, text)

@@ -6,9 +6,8 @@ import json
 
 from p2pfl.errors import ConfigError
 
-__all__ = ["FRAMEWORKS", "INIT_NAME", "agreement_text", "learner_text"]
+__all__ = ["INIT_NAME", "agreement_text", "learner_text"]
 
-FRAMEWORKS = ("torch", "sklearn", "numpy")
 # The first model beside learner.py, when the run starts from one.
 INIT_NAME = "init.safetensors"
 

@@ -1,4 +1,4 @@
-"""`p2pfl status`, `peers`, `ping`, `topology`: what a person asks of a running node."""
+"""`p2pfl status`, `peers`, `ping`, `topology`: what a person asks of a node."""
 
 from __future__ import annotations
 
@@ -137,11 +137,18 @@ def _ago(moment: Any) -> str | None:
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="name", show_default=True, help="The order.")
 @pass_terminal
 def peers(terminal: Terminal, sort: str) -> None:
-    """The members, and how the edges to them stand."""
-    from .client import ControlClient
+    """The members, and how the edges to them stand.
 
-    with ControlClient(terminal.home) as node:
-        found = node.get("/v1/peers")["peers"]
+    From the running node; when it does not run, from its disk: those it had heard of at its last commit.
+    """
+    from .client import ControlClient
+    from .stored import is_answered_by_disk, stored_peers
+
+    if is_answered_by_disk(terminal):
+        found = stored_peers(terminal.home)
+    else:
+        with ControlClient(terminal.home) as node:
+            found = node.get("/v1/peers")["peers"]
     key = _SORTS[sort]
     absent = [peer for peer in found if peer.get(key) is None]
     present = [peer for peer in found if peer.get(key) is not None]

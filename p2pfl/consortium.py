@@ -166,7 +166,7 @@ class Consortium:
                 final = False
                 if revocation := arguments.get("revocation"):
                     self.membership, _ = membership.revoke(
-                        self.membership, certificates.decode_revocation(revocation), now
+                        self.membership, certificates.decode_revocation(revocation)
                     )
                     final = membership.is_revoked(self.membership, peer)
                 return Fact(event="member banned", level="warning", fields={"peer": peer, "revoked": final})

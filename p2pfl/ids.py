@@ -10,7 +10,7 @@ from typing import NewType
 
 from p2pfl.errors import ConfigError
 
-__all__ = ["PeerId", "RunId", "parse_peer_id", "parse_run_id", "peer_id_of", "public_key_of", "short"]
+__all__ = ["PeerId", "RunId", "parse_peer_id", "peer_id_of", "public_key_of", "short"]
 
 PeerId = NewType("PeerId", str)
 RunId = NewType("RunId", str)
@@ -62,14 +62,6 @@ def parse_peer_id(text: str) -> PeerId:
     peer_id = PeerId(text.strip())
     public_key_of(peer_id)
     return peer_id
-
-
-def parse_run_id(text: str) -> RunId:
-    """`text` as a RunId, checked.  Raises ConfigError."""
-    text = text.strip().lower()
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise ConfigError(f"not a run id: {text[:80]!r}; it has 64 hexadecimal digits (see `p2pfl run hash`)")
-    return RunId(text)
 
 
 def short(name: PeerId | RunId) -> str:

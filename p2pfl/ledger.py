@@ -49,6 +49,8 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     learner_state: bytes = b""
     initial_digest: bytes = b""
     finished: str = ""
+    held: bool = False
+    leaving: bool = False
 
 
 class Pool:

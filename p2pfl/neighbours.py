@@ -38,7 +38,6 @@ class Neighbour:
     late: bool = False
     begun: bool = False
     counted: bool = False
-    same_start: bool = False
     over: bool = False
     incarnation: int = 0
     greeting: tuple[int, int] = (0, 0)
@@ -47,6 +46,8 @@ class Neighbour:
     seen_at: float = 0.0
     state: tuple[int, NDArray[np.uint8]] | None = None
     head: Head | None = None
+    # The share it offered last, to be held against what it states to everyone.
+    offer: Header | None = None
     fetching: dict[tuple[int, int], Header] = field(default_factory=dict)
 
 
@@ -96,22 +97,23 @@ class Neighbours:
             return False
         return (one.up and (patiently or not one.late)) or not (one.met or one.late)
 
-    def round_of_others(self) -> int:
-        """The round in which those that are up wait for each other; 0 without any.
+    def round_of_others(self, voices: int) -> int:
+        """The round in which those that are up wait for each other; 0 when fewer than `voices` are.
+
 
         It is the earliest round within a stride of the lower median.  A median, so that a single peer cannot
         send the others to the end of the run.  The earliest, because who comes back ahead of a neighbour
         waits for it while it waits, in turn, for the round that was passed over, both until the deadline.
         """
         rounds = [one.round for _, one in self.items() if one.up and one.begun]
-        if not rounds:
+        if len(rounds) < max(1, voices):
             return 0
         middle = statistics.median_low(rounds)
         return min(number for number in rounds if number >= middle - SKIP_AFTER_ROUNDS)
 
-    def next_round(self, mine: int) -> int:
+    def next_round(self, mine: int, voices: int) -> int:
         """The round to go on with after committing `mine`: the next, or the others' when left behind."""
-        others = self.round_of_others()
+        others = self.round_of_others(voices)
         return others if others > mine + 1 + SKIP_AFTER_ROUNDS else mine + 1
 
     def fetching_bytes(self) -> int:

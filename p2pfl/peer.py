@@ -24,7 +24,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import departure, reception, recovery, repeats, rounds
+from p2pfl import departure, greeting, reception, recovery, repeats, roster, rounds
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Commanded,
@@ -125,6 +125,7 @@ class Peer:
         state = self.state
         state.now = now
         if state.tick is not None and now >= state.tick and state.phase is not Phase.FINISHED:
+            roster.tick(state)
             repeats.say_again(state)
         self._advance()
         return self._take()
@@ -175,7 +176,7 @@ class Peer:
             state.mass = Mass(event.parameters, k)
             state.nominal = float(event.samples) if state.spec.run.weights == "samples" else 1.0
             state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()
-            state.incarnation = reception.fresh_incarnation(state)
+            state.incarnation = greeting.fresh_incarnation(state)
         else:
             recovery.restore(state, event, k)
         state.tick = state.now + state.spec.run.deadline_s / repeats.RESENDS_PER_DEADLINE
@@ -211,7 +212,8 @@ class Peer:
                     others = [p for p in rounds.wanted(state) if not state.neighbours[p].up]
                     if not others or state.now >= state.settle_until:
                         state.round = min(
-                            max(state.round, state.neighbours.round_of_others()), state.schedule.total
+                            max(state.round, state.neighbours.round_of_others(state.voices())),
+                            state.schedule.total,
                         )
                         self._next()
                 case Phase.RUNNING:
@@ -240,23 +242,25 @@ class Peer:
         if len(state.members()) >= want:
             want = min(want, 1 + len(wanted))
         state.reason = f"{have} of the {want} members that start the run are here"
-        if any(one.begun for one in up):
-            if state.deadline is None:
-                state.deadline = state.now + min(_JOIN_S, state.spec.run.deadline_s)
-            is_patient = have < want and state.now < state.deadline
-            if any(one.begun and one.counted for one in up):
-                # Who counted this node knew where the others are: a moment, and they are connected here, too.
-                if not is_patient:
-                    self._enter(have)
-            elif not is_patient:
-                # The run began without this node, or it lost its disk: no mass until it is given some.
-                state.fact("joining a run that has begun")
-                self._join()
-                state.commit()
-        else:
+        claims = [one for one in up if one.begun]
+        if 2 * len(claims) <= len(up):
+            # Nobody, or a few that may be wrong or lie, say that the run has begun.
             state.deadline = None
             if have >= want:
                 self._enter(have)
+            return
+        if state.deadline is None:
+            state.deadline = state.now + min(_JOIN_S, state.spec.run.deadline_s)
+        if have < want and state.now < state.deadline:
+            # Who began knew where the others are: a moment, and they are connected here, too.
+            return
+        if 2 * sum(one.counted for one in claims) > len(claims):
+            self._enter(have)
+        else:
+            # The run began without this node, or it lost its disk: no mass until it is given some.
+            state.fact("joining a run that has begun")
+            self._join()
+            state.commit()
 
     def _enter(self, members: int) -> None:
         state = self.state
@@ -314,7 +318,9 @@ class Peer:
         if not self._cause_to_pause():
             state.low_rounds = 0
             state.fact("resumed")
-            state.round = min(state.neighbours.next_round(state.round - 1), state.schedule.total)
+            state.round = min(
+                state.neighbours.next_round(state.round - 1, state.voices()), state.schedule.total
+            )
             self._next()
 
     def _drain(self) -> None:
@@ -355,27 +361,33 @@ class Peer:
         match event.verb:
             case "leave":
                 state.leaving = True
+                state.commit()
             case "pause":
                 state.held = True
+                state.commit()
             case "resume":
                 state.held, state.learner_faults = False, 0
+                state.commit()
             case "roster":
-                reception.learn(state, arguments["roster"])
+                roster.learn(state, arguments["roster"])
             case "dial":
                 peer = PeerId(str(arguments.get("peer", "")))
                 state.emit(Dial(peer=peer, addresses=tuple(arguments.get("addresses", ()))))
             case _:
+                before_all = state.consortium.to_bytes()
                 accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
                 for fact in state.consortium.command(event.verb, arguments, state.now):
                     state.fact(fact.event, fact.level, **fact.fields)
-                reception.enforce(state)
+                if state.consortium.to_bytes() == before_all:
+                    return
+                roster.enforce(state)
                 state.commit()
                 for peer, before in accepting.items():
                     after = state.consortium.accepts(peer)
                     if after != before and state.neighbours[peer].up:
                         state.send(peer, Kind.NOTICE, Notice(code="accepted" if after else "not-accepted"))
                 if event.verb != "set":
-                    reception.spread(state)
+                    roster.spread(state)
 
 
 def _checked(event: Trained, d: int) -> Trained:

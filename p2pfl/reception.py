@@ -7,16 +7,15 @@ judgement that does not (not now) is only said, and the share is offered again.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from p2pfl import greeting
+from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
     Ack,
     Faulted,
     Fetch,
-    HangUp,
     Header,
     Hello,
     Kind,
@@ -27,17 +26,16 @@ from p2pfl.events import (
     Roster,
     Statement,
 )
-from p2pfl.gossip.links import Arrival, Meeting, Place
+from p2pfl.gossip.links import WINDOW, Arrival, Place
 from p2pfl.ids import PeerId
 from p2pfl.mass import body_bytes, unpack
-from p2pfl.repeats import resend_shares
-from p2pfl.rounds import acknowledge
-from p2pfl.run import differing_keys
+from p2pfl.rounds import acknowledge, is_state
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit, screening
+from p2pfl.trust.audit import RoundStatement
 from p2pfl.trust.relations import weight_limit
 
-__all__ = ["connected", "disconnected", "failed", "offered", "received", "rebirth"]
+__all__ = ["connected", "disconnected", "failed", "offered", "received"]
 
 # A weight may be at most this multiple of all members' nominal weights: more than the network can hold, with
 # room for members that this site has not heard of yet.
@@ -97,11 +95,18 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
         return "offer"
     if not one.up or header.incarnation != one.incarnation:
         return "not-linked"
-    state.neighbours.heard(peer, header.round + 1, state.now)
+    if (header.kind is Kind.STATE) != is_state(state):
+        # A run has one way of mixing; the other's bodies would enter by a door that nobody watches.
+        state.fault(peer, "kind")
+        return "kind"
+    _heard(state, peer, header)
     if (header.kind, header.edge_seq) in one.fetching:
         return "have"
+    if len(one.fetching) >= WINDOW:
+        return "rate"
     if header.kind is Kind.SHARE:
-        one.sent = max(one.sent, header.edge_seq)
+        one.sent = max(one.sent, min(header.edge_seq, state.links.edge_from(peer).absorbed + WINDOW))
+        one.offer = header
         place = state.links.place(peer, header.edge_seq)
         if place is Place.HAVE:
             acknowledge(state, [peer] if header.edge_seq <= state.links.edge_from(peer).absorbed else [])
@@ -125,6 +130,11 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
         state.fact("memory limit reached", "warning", peer=peer, limit_bytes=state.memory_bytes)
         return reason
     return _refused(state, peer, header, reason) if reason else None
+
+
+def _heard(state: State, peer: PeerId, header: Header) -> None:
+    """It has committed the round of this header."""
+    state.neighbours.heard(peer, min(header.round + 1, state.schedule.total), state.now)
 
 
 def _refused(state: State, peer: PeerId, header: Header, reason: str) -> str:
@@ -151,7 +161,7 @@ def received(state: State, event: Received) -> None:
         return
     match message.body:
         case Hello() as hello:
-            _hello(state, peer, header, hello)
+            greeting.hello(state, peer, header, hello)
         case Roster() as roster:
             _roster(state, peer, roster)
         case Ack() as ack if one.up and header.incarnation == one.incarnation:
@@ -174,7 +184,8 @@ def _vector(
     state: State, peer: PeerId, header: Header, body: np.ndarray[tuple[int], np.dtype[np.uint8]]
 ) -> None:
     k, d = state.mass.k, len(state.mass.model)
-    members = max(len(state.members()), 1)
+    # Everybody who ever took part: who left has handed its mass to those who are still here.
+    members = max(len(state.members()) + len(state.left), state.spec.run.members_at_start)
     is_sampled = state.spec.run.weights == "samples"
     most = weight_limit(
         state.consortium.accept_level(peer),
@@ -199,22 +210,42 @@ def _vector(
 
 def _statement(state: State, peer: PeerId, header: Header, statement: Statement) -> None:
     one = state.neighbours[peer]
-    one.sent = max(one.sent, header.edge_seq)
-    state.neighbours.heard(peer, header.round + 1, state.now)
+    one.sent = max(one.sent, min(header.edge_seq, state.links.edge_from(peer).absorbed + WINDOW))
+    _heard(state, peer, header)
     one.begun = True
     one.over = one.over or header.round + 1 >= state.schedule.total
     try:
-        link = audit.check_link(one.head, statement.content, sender=peer, run=state.run)
-        head = audit.head_of(statement.content)
+        stated, head = audit.read(statement.content, sender=peer, run=state.run)
     except RemoteError:
         state.fault(peer, "statement")
         return
-    if (head.incarnation, head.boot_session) != (header.incarnation, header.boot_session):
+    link = audit.check_link(one.head, stated, head)
+    if (head.incarnation, head.boot_session, stated.round) != (
+        header.incarnation,
+        header.boot_session,
+        header.round,
+    ):
         state.fault(peer, "statement")
     elif link == "equivocation":
         state.fault(peer, "equivocation")
+    elif not _is_as_offered(state, one.offer, stated, statement.salt):
+        state.fault(peer, "commitment")
     elif link != "old":
         one.head = head
+
+
+def _is_as_offered(state: State, offer: Header | None, stated: RoundStatement, salt: bytes) -> bool:
+    """Whether what was offered here in the stated round is what everyone was told; True when none was."""
+    if offer is None or offer.round != stated.round or offer.incarnation != stated.incarnation:
+        return True
+    return audit.open_commitment(
+        stated,
+        salt=salt,
+        recipient=state.me,
+        edge_seq=offer.edge_seq,
+        digest=offer.digest,
+        weights=offer.weights,
+    )
 
 
 def _notice(state: State, peer: PeerId, notice: Notice) -> None:
@@ -233,7 +264,7 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
         case "greet":
             state.greet(peer)
         case "retired" if not one.up:
-            _rolled_back(state, peer)
+            greeting.rolled_back(state, peer)
         case "run-mismatch":
             state.fact("run mismatch", "error", peer=peer, text=notice.text)
         case _:
@@ -241,130 +272,5 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
 
 
 def _roster(state: State, peer: PeerId, roster: Roster) -> None:
-    for reason in learn(state, roster, said_by=peer):
+    for reason in rosters.learn(state, roster, said_by=peer):
         state.fault(peer, reason)
-
-
-def learn(state: State, roster: Roster, said_by: PeerId | None = None) -> tuple[str, ...]:
-    """Take in a roster and pass on what is new in it.  Returns what was wrong with it."""
-    outcome = state.consortium.merge(roster, state.now)
-    if outcome.changed:
-        enforce(state)
-        state.fact("roster changed", members=len(state.members()))
-        state.commit()
-        spread(state, but=said_by)
-    return outcome.faults
-
-
-def spread(state: State, but: PeerId | None = None) -> None:
-    """Tell the roster to everyone connected."""
-    for other in state.neighbours.connected():
-        if other != but:
-            for part in state.consortium.parts():
-                state.send(other, Kind.ROSTER, part)
-
-
-def enforce(state: State) -> None:
-    """Cut every connection to a peer that this site does not talk to any more.
-
-    Who was revoked is out of the run, and the books on it are closed.  Who is banned by this site alone lives
-    on for the others: what is in flight to it stays in the outbox, so that nothing is lost or counted twice.
-    """
-    state.revoked = state.consortium.standing(state.me, state.now) == "revoked"
-    for peer in sorted({*(p for p, _ in state.neighbours.items()), *map(PeerId, state.links.out)}):
-        standing = state.consortium.standing(peer, state.now)
-        if standing == "member":
-            continue
-        if standing != "banned" and state.links.is_open(peer):
-            lost = state.links.write_off(peer)
-            state.fact("member gone", "warning", peer=peer, standing=standing, written_off=lost)
-        if state.neighbours[peer].connected:
-            if standing == "revoked":
-                # So that it learns why.
-                for part in state.consortium.parts():
-                    state.send(peer, Kind.ROSTER, part)
-            state.neighbours.lost(peer)
-            state.links.discard(peer)
-            state.emit(HangUp(peer=peer, reason=f"this peer is {standing} here", ban=True))
-
-
-def _hello(state: State, peer: PeerId, header: Header, hello: Hello) -> None:
-    one = state.neighbours[peer]
-    if header.run != state.run:
-        keys = ", ".join(differing_keys(state.agreement, hello.agreement.encode()))
-        text = f"our agreements differ in: {keys}"
-        state.fact("run mismatch", "error", peer=peer, text=text)
-        state.send(peer, Kind.NOTICE, Notice(code="run-mismatch", text=text))
-        state.emit(HangUp(peer=peer, reason=text))
-        return
-    boot_session, number = one.greeting
-    if header.boot_session == boot_session and header.edge_seq <= number:
-        return
-    one.greeting = (header.boot_session, header.edge_seq)
-    if hello.initial_digest != state.initial_digest:
-        state.emit(
-            HangUp(peer=peer, reason="its first model differs from ours; do both sites run the same code?")
-        )
-        state.fact("first model differs", "error", peer=peer)
-        return
-    verdict, refused, changed = state.links.meet(peer, header.incarnation, hello, state.incarnation)
-    if verdict is Meeting.RETIRED:
-        state.send(peer, Kind.NOTICE, Notice(code="retired", text="begin anew: the books on you are closed"))
-        return
-    if verdict is Meeting.I_ROLLED_BACK:
-        _rolled_back(state, peer)
-        return
-    if changed:
-        state.fact("neighbour began anew", "warning", peer=peer, written_off=state.links.written_off)
-        one.state, one.head, one.sent = None, None, 0
-    for entry in refused:
-        state.mass.absorb([(entry.w, state.pool.get(entry.header.digest))])
-    one.incarnation, one.begun, one.met = header.incarnation, hello.begun, True
-    one.up = verdict is Meeting.UP
-    one.counted = hello.counted and hello.their_incarnation == state.incarnation
-    one.sent = max(hello.sent, state.links.edge_from(peer).absorbed)
-    one.round = header.round
-    one.over = hello.phase in (Phase.DRAINING.value, Phase.JUDGING.value, Phase.FINISHED.value)
-    state.neighbours.heard(peer, header.round, state.now)
-    if changed or hello.their_incarnation != state.incarnation:
-        state.greet(peer)
-    if one.up:
-        resend_shares(state, [peer], older_than=state.now)
-    if hello.roster_digest != state.consortium.digest():
-        for part in state.consortium.parts():
-            state.send(peer, Kind.ROSTER, part)
-
-
-def _rolled_back(state: State, peer: PeerId) -> None:
-    """`peer` remembers more of this node than its disk does.
-
-    That can only come to light at a first meeting after a start; later it is a lie, and costs nothing.
-    """
-    if state.neighbours[peer].met:
-        state.fault(peer, "rollback-claim")
-        state.emit(HangUp(peer=peer, reason="it claims that this node lost its memory while it ran"))
-        return
-    state.neighbours[peer].met = True
-    rebirth(state, f"{peer} remembers more of this node than its disk does: a restored backup")
-
-
-def rebirth(state: State, reason: str) -> None:
-    """Become a new incarnation: the mass of the old one is the network's to write off."""
-    state.rebirths += 1
-    state.incarnation = fresh_incarnation(state)
-    state.mass.vanish()
-    state.links.out, state.links.into = {}, {}
-    state.links.entered = state.links.written_off = 0.0
-    state.pool.retain(set())
-    state.fact("began anew", "warning", reason=reason, incarnation=state.incarnation)
-    state.commit()
-    for peer in state.neighbours.connected():
-        state.neighbours[peer].up = False
-        state.links.discard(peer)
-        state.greet(peer)
-
-
-def fresh_incarnation(state: State) -> int:
-    """A number no earlier incarnation had: 63 bits of the driver's entropy."""
-    seed = state.entropy + state.rebirths.to_bytes(8, "big") + b"incarnation"
-    return int.from_bytes(hashlib.sha256(seed).digest()[:8], "big") >> 1

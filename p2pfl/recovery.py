@@ -41,5 +41,6 @@ def restore(state: State, event: Started, k: int) -> None:
     state.head = ledger.head
     state.left, state.initial_digest = set(ledger.left), ledger.initial_digest
     state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
-    state.finished = ledger.finished
+    state.finished, state.held, state.leaving = ledger.finished, ledger.held, ledger.leaving
+    state.is_restored = True
     state.consortium.restore(ledger.consortium, state.now)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from p2pfl.errors import ConfigError
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum, topology
+from p2pfl.gossip.averaging import mixer_of
 from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
@@ -17,6 +18,7 @@ from p2pfl.mass import pack
 from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit
+from p2pfl.trust.screening import MIN_WEIGHT
 
 __all__ = [
     "absent",
@@ -26,6 +28,7 @@ __all__ = [
     "holds_mass",
     "is_quorate",
     "is_ready",
+    "is_state",
     "neighbours_of",
     "settle",
     "settle_now",
@@ -116,13 +119,14 @@ def _in_is_open(state: State, peer: PeerId) -> bool:
         return False
     if one.round < state.round:
         return True
-    if _is_state(state):
+    if is_state(state):
         return one.state is None or one.state[0] < state.round
     return not state.links.has(peer, one.sent)
 
 
-def _is_state(state: State) -> bool:
-    return state.spec.gossip.averaging.kind == "d-psgd"
+def is_state(state: State) -> bool:
+    """Whether models travel as states, latest wins, rather than as shares that are conserved."""
+    return mixer_of(state.spec.gossip.averaging).delivery == "state"
 
 
 def _out_is_open(state: State, peer: PeerId) -> bool:
@@ -264,7 +268,7 @@ def _share(state: State, peer: PeerId, w: float, body: NDArray[np.uint8], digest
 
 def holds_mass(state: State) -> bool:
     """Whether this peer has mass that others would miss; models that travel as states have none."""
-    return state.mass.w > 0 and not _is_state(state)
+    return state.mass.w > 0 and not is_state(state)
 
 
 def surrender(state: State, peer: PeerId) -> Send:
@@ -278,7 +282,7 @@ def _offers(state: State) -> list[Send]:
     if state.me not in members:
         return []
     i = members.index(state.me)
-    if _is_state(state):
+    if is_state(state):
         body = pack(state.mass.state)
         digest = hashlib.sha256(body.data).digest()
         return [
@@ -294,7 +298,9 @@ def _offers(state: State) -> list[Send]:
         and state.links.edge_to(members[j]).accepting
         and state.links.is_free(members[j])
     ]
-    return split(state, [p for p, _ in pairs], [c for _, c in pairs]) if state.mass.w > 0 else []
+    # What a neighbour would have to refuse stays here.
+    pairs = [(p, c) for p, c in pairs if c * state.mass.w >= MIN_WEIGHT]
+    return split(state, [p for p, _ in pairs], [c for _, c in pairs])
 
 
 def _state_message(state: State, peer: PeerId, body: NDArray[np.uint8], digest: bytes) -> Send:
@@ -352,7 +358,7 @@ def step(state: State) -> None:
     into = neighbours_of(state, max(0, number - 1))[0] if number else ()
     heard = [p for p in into if state.neighbours[p].up and not state.neighbours[p].late]
     moved: list[PeerId] = []
-    if _is_state(state):
+    if is_state(state):
         merged = _mix_states(state)
     else:
         merged, moved = settle(state)
@@ -360,7 +366,7 @@ def step(state: State) -> None:
     metrics = _local_step(state)
     offers = _offers(state)
     words = _state_the_round(state, offers, w_before)
-    state.round = min(state.neighbours.next_round(number), state.schedule.total)
+    state.round = min(state.neighbours.next_round(number, state.voices()), state.schedule.total)
     state.low_rounds = 0 if is_quorate(state, number, heard) else state.low_rounds + 1
     links = state.links
     state.fact(
@@ -383,7 +389,7 @@ def step(state: State) -> None:
         loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )
-    is_low = not _is_state(state) and push_sum.alarm(state.mass.w, state.nominal)
+    is_low = not is_state(state) and push_sum.alarm(state.mass.w, state.nominal)
     if is_low and not state.weight_is_low:
         state.fact("weight low", "warning", round=number, w=state.mass.w, weight0=state.nominal)
     state.weight_is_low = is_low

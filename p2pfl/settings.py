@@ -83,9 +83,11 @@ _ENVIRONMENT = {
     "P2PFL_ANNOUNCE": ("node", "announce"),
     "P2PFL_BOOTSTRAP": ("node", "bootstrap"),
     "P2PFL_DATA": ("node", "data"),
+    "P2PFL_ISOLATION": ("node", "isolation"),
     "P2PFL_METRICS_PORT": ("control", "metrics_port"),
     "P2PFL_MEMORY_MB": ("limits", "memory_mb"),
     "P2PFL_UPLOAD_MBIT_S": ("limits", "upload_mbit_s"),
+    "P2PFL_CONNECTIONS": ("limits", "connections"),
 }
 
 

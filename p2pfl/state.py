@@ -101,6 +101,10 @@ class State:
     round_began_at: float = 0.0
     low_rounds: int = 0
     held: bool = False
+    # Whether this state came from a disk, and so may have forgotten something.
+    is_restored: bool = False
+    # Address news passed on since the last tick.
+    news: int = 0
     leaving: bool = False
     revoked: bool = False
     greetings: int = 0
@@ -181,6 +185,8 @@ class State:
             learner_state=self.learner_state,
             initial_digest=self.initial_digest,
             finished=self.finished,
+            held=self.held,
+            leaving=self.leaving,
         )
         model = self.mass.model if self.mass.w == 0 else None
         snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool)
@@ -197,6 +203,14 @@ class State:
         """The roster that plans are made for: members now, less those that left, by PeerId."""
         members = self.consortium.members(self.now)
         return tuple(p for p in members if p not in self.left) if self.left else members
+
+    def voices(self) -> int:
+        """How many neighbours it takes to believe that the others are further on.
+
+        Two, so that a liar whom a victim hears alone cannot end its run; whoever hears one neighbour catches
+        up round by round.  With two members there is nobody else to ask.
+        """
+        return 1 if len(self.members()) <= 2 else 2
 
     def seed(self, purpose: int) -> tuple[int, ...]:
         """Seeds for `numpy.random.default_rng`: no draw depends on another peer's."""

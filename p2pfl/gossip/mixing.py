@@ -26,12 +26,7 @@ __all__ = [
     "uniform_fraction",
     "metropolis_weight",
     "uniform_columns",
-    "uniform_rows",
     "metropolis_hastings",
-    "is_column_stochastic",
-    "is_row_stochastic",
-    "is_doubly_stochastic",
-    "is_symmetric",
     "dense",
     "sigma2",
     "spectral_gap",
@@ -45,8 +40,6 @@ Indices: TypeAlias = NDArray[np.int64]
 # Elements mixed at a time: a 512 KiB float64 accumulator stays in L2.  Six inputs of 25e6 took .112 s at
 # 2**16, .117 at 2**15, .128 at 2**18 (one thread).
 _BLOCK = 2**16
-# A sum of some thousand float64 weights near 1 is off by about 1e-13; a wrong weight by far more.
-_TOLERANCE = 1e-9
 
 
 class Kind(StrEnum):
@@ -111,12 +104,6 @@ def uniform_columns(n: int, senders: Indices, receivers: Indices) -> MixingMatri
     return MixingMatrix(n=n, senders=senders, receivers=receivers, weights=own[senders], own=own)
 
 
-def uniform_rows(n: int, senders: Indices, receivers: Indices) -> MixingMatrix:
-    """Row-stochastic weights: every receiver averages evenly over its in-neighbours and itself."""
-    own = 1.0 / (1 + np.bincount(receivers, minlength=n))
-    return MixingMatrix(n=n, senders=senders, receivers=receivers, weights=own[receivers], own=own)
-
-
 def metropolis_hastings(n: int, senders: Indices, receivers: Indices) -> MixingMatrix:
     """Metropolis-Hastings weights on in-degrees; the diagonal closes the rows.
 
@@ -127,34 +114,6 @@ def metropolis_hastings(n: int, senders: Indices, receivers: Indices) -> MixingM
     weights = 1.0 / (1 + np.maximum(degrees[senders], degrees[receivers]))
     own: Floats = 1.0 - np.bincount(receivers, weights=weights, minlength=n).astype(np.float64)
     return MixingMatrix(n=n, senders=senders, receivers=receivers, weights=weights, own=own)
-
-
-def is_column_stochastic(W: MixingMatrix) -> bool:
-    """Whether no weight is negative and every sender's weights sum to 1."""
-    sums = W.own + np.bincount(W.senders, weights=W.weights, minlength=W.n)
-    return _is_nonnegative(W) and bool(np.all(np.abs(sums - 1) <= _TOLERANCE))
-
-
-def is_row_stochastic(W: MixingMatrix) -> bool:
-    """Whether no weight is negative and every receiver's weights sum to 1."""
-    sums = W.own + np.bincount(W.receivers, weights=W.weights, minlength=W.n)
-    return _is_nonnegative(W) and bool(np.all(np.abs(sums - 1) <= _TOLERANCE))
-
-
-def is_doubly_stochastic(W: MixingMatrix) -> bool:
-    """Whether W is row- and column-stochastic."""
-    return is_row_stochastic(W) and is_column_stochastic(W)
-
-
-def is_symmetric(W: MixingMatrix) -> bool:
-    """Whether every edge has its reverse, of the same weight.  O(m log m)."""
-    there = np.lexsort((W.receivers, W.senders))
-    back = np.lexsort((W.senders, W.receivers))
-    return (
-        np.array_equal(W.senders[there], W.receivers[back])
-        and np.array_equal(W.receivers[there], W.senders[back])
-        and bool(np.all(np.abs(W.weights[there] - W.weights[back]) <= _TOLERANCE))
-    )
 
 
 def dense(W: MixingMatrix) -> Floats:
@@ -213,10 +172,6 @@ def combine(terms: Sequence[Vectors], coefficients: Sequence[Floats | None]) -> 
                 np.add(total, block, out=total)
         out[rows, columns] = total
     return out
-
-
-def _is_nonnegative(W: MixingMatrix) -> bool:
-    return bool(np.all(W.own >= -_TOLERANCE)) and bool(np.all(W.weights >= 0))
 
 
 def _shape_of(term: Vectors) -> tuple[int, int]:

@@ -30,7 +30,6 @@ __all__ = [
     "keep",
     "merge",
     "mass",
-    "numerators",
     "statistics",
     "alarm",
 ]
@@ -122,12 +121,6 @@ def merge(state: PushSumState, incoming: Sequence[PushSumState]) -> PushSumState
 def mass(states: Sequence[PushSumState]) -> float:
     """The weight in `states`, exactly rounded.  Peers and shares in flight together hold sum w(0), always."""
     return math.fsum(w for state in states for w in state.w.tolist())
-
-
-def numerators(states: Sequence[PushSumState]) -> Floats:
-    """The sum of all x in `states`, (d,) float64: conserved to float32 rounding, while nobody trains."""
-    total: Floats = np.sum([state.x.sum(axis=0, dtype=np.float64) for state in states], axis=0)
-    return total
 
 
 def statistics(state: PushSumState, total_weight: float) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError
 
-__all__ = ["accuracy", "auc", "log_loss", "consensus_distance", "relative_consensus_distance"]
+__all__ = ["accuracy", "auc", "log_loss", "consensus_distance"]
 
 _Array = NDArray[Any]
 # Rows turned to float64 at once in consensus_distance: 4,096 rows of 10,000 parameters are 0.3 GB.
@@ -70,17 +70,6 @@ def consensus_distance(models: _Array) -> float:
         gap = models[start : start + _ROWS_AT_ONCE].astype(np.float64) - mean
         total += float(np.vdot(gap, gap))
     return float(np.sqrt(total / len(models)))
-
-
-def relative_consensus_distance(models: _Array) -> float:
-    """`consensus_distance` over the norm of the mean model; infinite when only the mean is zero.
-
-    models: (n, d).
-    """
-    distance, norm = consensus_distance(models), float(np.linalg.norm(_mean_model(models)))
-    if norm == 0.0:
-        return 0.0 if distance == 0.0 else float("inf")
-    return distance / norm
 
 
 def _mean_model(models: _Array) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from p2pfl.errors import ConfigError
 from p2pfl.learn.options import PartitionOptions
 
-__all__ = ["Parts", "split", "iid", "dirichlet", "shards", "quantity", "by_file", "histogram"]
+__all__ = ["Parts", "split", "iid", "dirichlet", "shards", "quantity", "by_file"]
 
 Parts = list[NDArray[np.int64]]
 
@@ -113,13 +113,6 @@ def by_file(files: NDArray[Any], sites: int) -> Parts:
             f'partition = "by-file" finds {found} files for {sites} sites; ask for {found} sites'
         )
     return [np.flatnonzero(files == file).astype(np.int64) for file in np.unique(files)]
-
-
-def histogram(labels: NDArray[Any], parts: Parts, n_classes: int | None = None) -> NDArray[np.int64]:
-    """How many rows of each class each site has.   returns: (m, C), rows sum to the sites' sizes."""
-    if n_classes is None:
-        n_classes = int(labels.max()) + 1 if len(labels) else 0
-    return np.stack([np.bincount(labels[part], minlength=n_classes) for part in parts])
 
 
 def _check_enough(rows: int, sites: int, min_rows: int) -> None:

@@ -76,12 +76,11 @@ class Desk:
                 continue
             one = view.neighbours.get(peer, {})
             certificate = consortium.membership.certificates.get(peer)
-            state = "late" if one.get("late") else ("connected" if one.get("up") else "disconnected")
             rows.append(
                 {
                     "peer_id": peer,
                     "name": certificate.name if certificate else "founder",
-                    "state": state,
+                    "state": one.get("state", "disconnected"),
                     "round": one.get("round"),
                     "share": relations.share_level(consortium.relations, peer).name.lower(),
                     "accept": relations.accept_level(consortium.relations, peer).name.lower(),

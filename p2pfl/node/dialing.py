@@ -85,8 +85,9 @@ class Dialer:
                     await self._transport.dial(peer, addresses)
             else:
                 await self._lobby.apply(self._transport, peer, addresses)
-                if self._is_member(peer):
-                    await self._transport.dial(peer, addresses)
+                if not self._is_member(peer):
+                    raise RefusedError("its roster does not name it a member", peer)
+                await self._transport.dial(peer, addresses)
             self._attempts[peer] = 0
         except P2PFLError as error:
             attempt = self._attempts.get(peer, 0)

@@ -309,7 +309,7 @@ class Node:
                 self._job_is_there.set()
             case Commit(snapshot=snapshot, facts=facts):
                 facts = tuple(map(self._counted, facts))
-                await self._run_sync(self.store.commit, run, snapshot, facts, now)
+                await self._run_sync(self.store.commit, run, snapshot, facts, now, self._peer_rows())
                 self.observe(facts)
                 self._count_rounds(facts)
             case Note(facts=facts):
@@ -330,6 +330,11 @@ class Node:
                 self.wires.penalise(peer)
             case Finish(reason=reason):
                 self._end(reason)
+
+    def _peer_rows(self) -> list[dict[str, Any]]:
+        view = self.view
+        members = [peer for peer in view.members if peer in view.neighbours]
+        return [{"peer": peer, **view.neighbours[peer]} for peer in members]
 
     def _counted(self, fact: Fact) -> Fact:
         if fact.event != "round committed":

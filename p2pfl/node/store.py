@@ -24,7 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgpack
 import numpy as np
 import sqlite_utils
 
@@ -38,11 +37,12 @@ __all__ = ["MAX_EVENTS", "SCHEMA_VERSION", "Store", "plain"]
 # Rows kept in `events`: at one a second some three hours, a few megabytes; rounds and metrics are kept whole.
 MAX_EVENTS = 10_000
 # Raised by one with every change of _SCHEMA, so that an older p2pfl refuses what it would misread.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Milliseconds that SQLite waits for another reader of the file (a person with `sqlite3`).
 _BUSY_MS = 5_000
 # Fields of "round committed" that have a column of their own, for `p2pfl rounds` and ad hoc SQL.
 _ROUND_COLUMNS = ("peers", "seconds", "w", "weight0", "loss", "statement", "bytes_sent", "bytes_received")
+_PEER_COLUMNS = ("peer", "round", "state", "seen_at", "sent_w", "absorbed_w", "unresolved")
 
 _SCHEMA = """
 CREATE TABLE runs (run TEXT PRIMARY KEY, state TEXT NOT NULL, round INTEGER, at REAL NOT NULL,
@@ -54,7 +54,8 @@ CREATE TABLE metrics (run TEXT NOT NULL, round INTEGER NOT NULL, name TEXT NOT N
   at REAL NOT NULL, PRIMARY KEY (run, round, name)) STRICT;
 CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, level TEXT NOT NULL,
   event TEXT NOT NULL, fields TEXT NOT NULL) STRICT;
-CREATE TABLE peers (peer TEXT PRIMARY KEY, fields BLOB NOT NULL) STRICT;
+CREATE TABLE peers (run TEXT NOT NULL, peer TEXT NOT NULL, round INTEGER, state TEXT NOT NULL, seen_at REAL,
+  sent_w REAL, absorbed_w REAL, unresolved INTEGER, PRIMARY KEY (run, peer)) STRICT;
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 """
 
@@ -136,11 +137,21 @@ class Store:
 
     # --- the commit point ----------------------------------------------------------------------------
 
-    def commit(self, run: RunId, snapshot: Snapshot, facts: Sequence[Fact], at: float) -> None:
+    def commit(
+        self,
+        run: RunId,
+        snapshot: Snapshot,
+        facts: Sequence[Fact],
+        at: float,
+        peers: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         """Make `snapshot` what `load(run)` gives, together with the rows of `facts`; durable on return.
 
         at: seconds since the epoch.  "round committed" makes a row of `rounds`, "evaluated" rows of
-        `metrics`, and every fact a row of `events`.  On StoreError the last committed state still stands.
+        `metrics`, and every fact a row of `events`.   peers: how the members heard of stand, instead of
+        the last commit's: `peer`, `round`, `state` (connected, late, disconnected), `seen_at` (seconds since
+        the epoch, None: never), `sent_w`, `absorbed_w`, `unresolved`.
+        On StoreError the last committed state still stands.
         """
         with self._turn:
             folder = self._folder(run)
@@ -152,18 +163,16 @@ class Store:
                     " VALUES (?, 'running', ?, ?, ?, ?, ?) ON CONFLICT (run) DO UPDATE SET at = excluded.at,"
                     " snapshot = excluded.snapshot, digest = excluded.digest, files = excluded.files,"
                     " ledger = excluded.ledger",
-                    (
-                        run,
-                        at,
-                        written.name,
-                        written.digest,
-                        files,
-                        snapshot.ledger,
-                    ),
+                    (run, at, written.name, written.digest, files, snapshot.ledger),
                 )
                 for fact in facts:
                     _insert(sql, run, fact, at)
                 _trim(sql)
+                sql.execute("DELETE FROM peers WHERE run = ?", (run,))
+                sql.executemany(
+                    "INSERT INTO peers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(run, *(plain(row[name]) for name in _PEER_COLUMNS)) for row in peers],
+                )
             snapshots.prune(folder, written.files)
 
     def load(self, run: RunId) -> Snapshot | None:
@@ -207,6 +216,13 @@ class Store:
         """Every measurement of this site: run, round, name, value, at; by round, then name."""
         return self._query("SELECT * FROM metrics WHERE run = ? ORDER BY round, name", run)
 
+    def peers(self, run: RunId) -> list[dict[str, Any]]:
+        """The other members as the last `commit` of `run` knew them, by peer; the keys of its `peers`."""
+        return self._query(
+            f"SELECT {', '.join(_PEER_COLUMNS)} FROM peers WHERE run = ? ORDER BY peer",  # noqa: S608 - our names
+            run,
+        )
+
     def events(self, since: int = 0, limit: int = 1_000) -> list[dict[str, Any]]:
         """At most `limit` events with seq > `since`, oldest first: seq, at, level, event, fields."""
         rows = self._query("SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", since, limit)
@@ -217,26 +233,7 @@ class Store:
         rows = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
         return int(rows[0]["seq"]) if rows else 0
 
-    # --- peers and small values -----------------------------------------------------------------------
-
-    def save_peers(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Insert or replace one row per peer; each has the key `peer`, the rest is what MessagePack holds."""
-        with self._transaction() as sql:
-            sql.executemany(
-                "INSERT OR REPLACE INTO peers (peer, fields) VALUES (?, ?)",
-                [(row["peer"], msgpack.packb(dict(row))) for row in rows],
-            )
-
-    def peers(self) -> list[dict[str, Any]]:
-        """The rows of `save_peers`, by peer."""
-        return [
-            msgpack.unpackb(row["fields"]) for row in self._query("SELECT fields FROM peers ORDER BY peer")
-        ]
-
-    def forget_peer(self, peer: str) -> None:
-        """Remove the row of `peer`, if there is one."""
-        with self._transaction() as sql:
-            sql.execute("DELETE FROM peers WHERE peer = ?", (peer,))
+    # --- small values ---------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes) -> None:
         """Keep a small value (an incarnation, an agreement's text); durable on return."""

@@ -125,8 +125,12 @@ class Wires:
         return sum(line.send.statistics().current_buffer_used for line in self._lines.values())
 
     async def _send_all(self, peer: PeerId, queue: trio.MemoryReceiveChannel[Message]) -> None:
+        line = self._lines.get(peer)
         try:
             async for message in queue:
+                if self._lines.get(peer) is not line:
+                    # The connection went; what was queued for it must not come before the next one's HELLO.
+                    return
                 frame = messages.seal(message, self._sign)
                 body = message.body
                 if isinstance(body, np.ndarray):
@@ -137,7 +141,8 @@ class Wires:
                 self._bytes_sent += len(frame)
         except P2PFLError as error:
             log.debug("connection given up", peer=peer, reason=str(error))
-            await self.transport.hang_up(peer)
+            if self._lines.get(peer) is line:
+                await self.transport.hang_up(peer)
 
     # --- in ----------------------------------------------------------------------------------------------
 

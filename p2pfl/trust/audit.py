@@ -40,6 +40,7 @@ __all__ = [
     "encode_statement",
     "decode_statement",
     "head_of",
+    "read",
     "check_link",
     "Signed",
     "Parse",
@@ -211,32 +212,38 @@ def decode_statement(content: bytes) -> RoundStatement:
 
 def head_of(content: bytes) -> Head:
     """The head of the chain that ends with the statement in `content`.  Raises RemoteError."""
+    return read(content)[1]
+
+
+def read(
+    content: bytes, *, sender: PeerId | None = None, run: RunId | None = None
+) -> tuple[RoundStatement, Head]:
+    """The statement in `content`, and the head of the chain that ends with it.
+
+    sender, run: whose it must be, and in which run, where given.   Raises RemoteError when it is malformed or
+    not theirs.
+    """
     statement = decode_statement(content)
-    return Head(
+    if sender not in (None, statement.sender) or run not in (None, statement.run):
+        raise RemoteError("a round statement is of another peer or run than its header", sender)
+    head = Head(
         incarnation=statement.incarnation,
         boot_session=statement.boot_session,
         number=statement.number,
         hash=hashlib.sha256(content).digest(),
     )
+    return statement, head
 
 
-def check_link(
-    known: Head | None, content: bytes, *, sender: PeerId | None = None, run: RunId | None = None
-) -> Link:
-    """How the statement in `content` continues the chain whose head is `known`.
-
-    sender, run: whose it must be, and in which run, where given.   Raises RemoteError when it is malformed or
-    not theirs.
+def check_link(known: Head | None, statement: RoundStatement, head: Head) -> Link:
+    """How a statement, with its `head` as `read` gives both, continues the chain whose head is `known`.
 
     "next" follows it; "repeat" is the same again; "gap" is later, with some missed between; "old" is
     earlier; "new-chain" is the first seen of an incarnation.  "fork" contradicts the head across boot
     sessions, which a restored backup does, or does not name it as the one before; "equivocation" contradicts
-    it within one boot session, which no honest peer does.  After "next", "gap" and "new-chain" the head is
-    `head_of(content)`; after a fork it is, too, once the peer has said HELLO with that boot session.
+    it within one boot session, which no honest peer does.  After "next", "gap" and "new-chain" the known head
+    is `head`; after a fork it is, too, once the peer has said HELLO with that boot session.
     """
-    statement, head = decode_statement(content), head_of(content)
-    if sender not in (None, statement.sender) or run not in (None, statement.run):
-        raise RemoteError("a round statement is of another peer or run than its header", sender)
     if known is None or head.incarnation != known.incarnation:
         return "new-chain"
     if head.number == known.number:

@@ -31,14 +31,12 @@ __all__ = [
     "MAX_RETIRED",
     "Known",
     "Refusal",
-    "sign_header",
     "verify_header",
     "signer_of",
     "verify_signed",
     "refusal",
     "greet",
     "settle",
-    "clock_skew_s",
 ]
 
 # What every header is signed under; the version of the protocol is part of it.
@@ -68,11 +66,6 @@ class Known:
     boot_session: int | None = None
     last_seq: int = 0
     retired: tuple[int, ...] = ()
-
-
-def sign_header(identity: Identity, header: bytes) -> bytes:
-    """The 64-byte signature of a header's exact bytes."""
-    return identity.sign(DOMAIN, header)
 
 
 def verify_header(sender: PeerId, header: bytes, signature: bytes) -> bool:
@@ -145,8 +138,3 @@ def greet(known: Known, hello: Header) -> Known:
 def settle(known: Known, seq: int) -> Known:
     """`known` after the share numbered `seq`, and all before it, were absorbed or refused."""
     return replace(known, last_seq=max(known.last_seq, seq))
-
-
-def clock_skew_s(header: Header, now: float) -> float:
-    """How far the sender's clock is ahead of `now`, in seconds, less the way: for people, never a reason."""
-    return header.issued_at - now

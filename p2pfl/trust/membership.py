@@ -185,12 +185,11 @@ def admit(state: Membership, certificate: Certificate, now: float) -> tuple[Memb
     return merged, merged is not state
 
 
-def revoke(
-    state: Membership,
-    revocation: Revocation,
-    now: float,  # noqa: ARG001 - called like `admit`; a revocation has no hour before or after which it is void
-) -> tuple[Membership, bool]:
-    """`state` with the votes of `revocation`, and whether that changed it.  Raises RefusedError."""
+def revoke(state: Membership, revocation: Revocation) -> tuple[Membership, bool]:
+    """`state` with the votes of `revocation`, and whether that changed it.  Raises RefusedError.
+
+    Unlike a certificate, a revocation has no hour before or after which it is void.
+    """
     try:
         merged = _with_revocation(state, encode_revocation(revocation))
     except RemoteError as error:

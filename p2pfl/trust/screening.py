@@ -16,6 +16,7 @@ from p2pfl.events import Header, Kind
 from p2pfl.trust.relations import Level
 
 __all__ = [
+    "MIN_WEIGHT",
     "MAX_NORM",
     "MAX_STATISTIC",
     "Reason",
@@ -41,6 +42,9 @@ Reason: TypeAlias = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
+# The least weight a share may bring.  Below it the numerators of an ordinary model, weights times about .01,
+# near the smallest float32 (1.2e-38) and lose bits; far below, 1/w overflows and w itself cannot be split.
+MIN_WEIGHT = 1e-30
 # Euclidean norm of a model, whatever the agreement says: squares in float32 overflow from 1.8e19 on, and one
 # finite share of 3e38 would turn an honest sum into infinity.
 MAX_NORM = 1e18
@@ -93,11 +97,11 @@ def judge_header(
 
 
 def judge_weight(weight: float, *, max_weight: float) -> Reason | None:
-    """None when 0 < weight <= max_weight and finite.
+    """None when MIN_WEIGHT <= weight <= max_weight and finite.
 
     max_weight: the whole mass of the run (members times the largest w(0)); more can only be a lie.
     """
-    return None if 0 < weight <= max_weight and math.isfinite(weight) else "weight"
+    return None if MIN_WEIGHT <= weight <= max_weight and math.isfinite(weight) else "weight"
 
 
 def judge_vector(

@@ -141,6 +141,21 @@ def test_check_reckons_bytes_memory_and_time(home: Path, agreement: Path) -> Non
     assert 0 < said["seconds_per_round"] < 10
 
 
+def test_check_says_how_fast_the_plan_mixes(home: Path, agreement: Path) -> None:
+    assert "mixing      spectral gap 1\n" in p2pfl(home, "run", "check", str(agreement)).stdout
+
+
+def test_check_says_what_a_small_spectral_gap_means(home: Path, agreement: Path) -> None:
+    text = agreement.read_text().replace('"exponential"', '"ring"')
+    agreement.write_text(text.replace("members_at_start = 2", "members_at_start = 40"))
+    said = json.loads(p2pfl(home, "run", "check", str(agreement), "--json").stdout)
+    gap = 1 - (1 + 2 * np.cos(2 * np.pi / 40)) / 3
+    assert said["spectral_gap"] == pytest.approx(gap)
+    assert said["rounds_to_halve"] == pytest.approx(np.log(2) / gap, rel=0.01)
+    words = p2pfl(home, "run", "check", str(agreement)).stdout
+    assert f"small: it takes {said['rounds_to_halve']:.0f} rounds until models are half as far apart" in words
+
+
 def test_check_refuses_averaging_that_would_not_converge(home: Path, agreement: Path) -> None:
     text = agreement.read_text().replace(
         '"exponential"', '"explicit", directed = true, edges = [[0,1],[1,2],[2,0],[0,2]]'

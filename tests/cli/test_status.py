@@ -263,6 +263,36 @@ def test_a_stopped_node_answers_rounds_and_log_from_its_disk(tmp_path: Path) -> 
     assert p2pfl(tmp_path, "rounds", "--follow").exit_code == Exit.NOT_RUNNING
 
 
+def test_a_stopped_node_lists_its_peers_as_its_disk_last_knew_them(tmp_path: Path) -> None:
+    run = RunId("cd" * 32)
+    known = {
+        "round": 7,
+        "state": "connected",
+        "seen_at": 1000.0,
+        "sent_w": 2.5,
+        "absorbed_w": 1.5,
+        "unresolved": 1,
+    }
+    beta = {"peer": BETA, **known}
+    gamma = {"peer": GAMMA, **known, "round": 3, "state": "late", "seen_at": None}
+    with Store.open(tmp_path) as store:
+        store.commit(RunId("ab" * 32), Snapshot(arrays={}, ledger=b""), (), 1.0, [beta])
+        store.commit(run, Snapshot(arrays={}, ledger=b""), (), 2.0, [beta, gamma])
+    result = p2pfl(tmp_path, "peers", "--sort", "round")
+    assert result.exit_code == 0
+    assert "not running" in result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines[1:]] == [f"…{GAMMA[-6:]}", f"…{BETA[-6:]}"]
+    assert lines[1][2:9] == ["late", "3", "-", "-", "2.5", "1.5", "1"]
+    found = json.loads(p2pfl(tmp_path, "peers", "--json").stdout)["peers"]
+    assert {peer["peer_id"]: peer["last_seen"] for peer in found} == {BETA: 1000.0, GAMMA: None}
+
+
+def test_a_stopped_node_that_met_nobody_says_so(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    assert p2pfl(tmp_path, "peers").stdout == "no other members yet\n"
+
+
 def test_a_follower_ends_quietly_when_the_node_dies(tmp_path: Path) -> None:
     target = FakeTarget()
     with served(tmp_path, target) as running, ControlClient(tmp_path) as client:

@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import digraph_of, hub_edges, push_sum_dense
+from oracles import (
+    digraph_of,
+    hub_edges,
+    is_column_stochastic,
+    is_doubly_stochastic,
+    is_row_stochastic,
+    push_sum_dense,
+)
 
 from p2pfl.errors import ConfigError
-from p2pfl.gossip import mixing
 from p2pfl.gossip.averaging import D_PSGD
 from p2pfl.gossip.mixing import Floats, Kind, sigma2, spectral_gap
 from p2pfl.gossip.options import TOPOLOGY_FIELDS, TopologyOptions
 from p2pfl.gossip.push_sum import PUSH_SUM
 from p2pfl.gossip.topology import (
     check,
+    gap_per_round,
     is_strongly_connected,
     matrix,
     mixing_matrix,
@@ -56,8 +63,8 @@ def test_every_family_gives_every_roster_size_a_sound_plan(kind: str, n: int, t:
         row = p.row(i)
         assert list(row) == sorted({i, *heard})
         assert sum(row.values()) == pytest.approx(1, abs=1e-15)
-    assert mixing.is_column_stochastic(mixing_matrix(p))
-    assert mixing.is_doubly_stochastic(mixing_matrix(p, Kind.DOUBLY))
+    assert is_column_stochastic(mixing_matrix(p))
+    assert is_doubly_stochastic(mixing_matrix(p, Kind.DOUBLY))
     union = [plan(options, t + k, n, seed) for k in range(period(options, n))]
     assert is_strongly_connected(*union)
 
@@ -247,7 +254,7 @@ def test_only_push_sum_takes_a_directed_graph_of_uneven_degrees() -> None:
         check(uneven, D_PSGD)
     with pytest.raises(ConfigError, match="no doubly-stochastic weights"):
         mixing_matrix(uneven, Kind.DOUBLY)
-    assert mixing.is_row_stochastic(mixing_matrix(uneven, Kind.ROW))
+    assert is_row_stochastic(mixing_matrix(uneven, Kind.ROW))
     for kind in FAMILIES:
         check(plan(TopologyOptions(kind=kind), 0, 12, 0), D_PSGD)
 
@@ -256,3 +263,46 @@ def test_the_spectral_gap_of_the_star_under_push_sum_beats_metropolis_hastings()
     p = plan(TopologyOptions(kind="star"), 0, 16, 0)
     assert spectral_gap(matrix(p, Kind.DOUBLY)) == pytest.approx(1 / 16)
     assert spectral_gap(matrix(p)) == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("n", [6, 8, 16, 30, 100, 1024, 4096])
+def test_the_gap_of_the_exponential_graph_is_its_closed_form(n: int) -> None:
+    gap = gap_per_round(TopologyOptions(kind="exponential"), n, 0)
+    assert gap == pytest.approx(2 / (1 + math.ceil(math.log2(n))))
+
+
+def test_the_gap_of_a_ring_is_its_closed_form() -> None:
+    gap = gap_per_round(TopologyOptions(kind="ring"), 20, 0)
+    assert gap == pytest.approx(1 - (1 + 2 * math.cos(2 * math.pi / 20)) / 3)
+    assert gap_per_round(TopologyOptions(kind="complete"), 20, 0) == pytest.approx(1)
+    assert gap_per_round(TopologyOptions(kind="ring"), 1, 0) == 1
+
+
+def test_one_period_of_the_one_peer_exponential_graph_is_exact_for_powers_of_two() -> None:
+    options = TopologyOptions(kind="one-peer-exponential")
+    assert gap_per_round(options, 16, 0) == pytest.approx(1, abs=1e-3)
+    gap = gap_per_round(options, 12, 0)
+    assert gap is not None
+    lambda2 = np.sort(np.abs(np.linalg.eigvals(product("one-peer-exponential", 12, 4))))[-2]
+    assert (1 - gap) ** 4 == pytest.approx(lambda2)
+
+
+@pytest.mark.parametrize("kind", ["star", "random-regular", "erdos-renyi", "torus"])
+def test_push_sums_distance_shrinks_by_the_gap(kind: str) -> None:
+    options = TopologyOptions(kind=kind)
+    gap = gap_per_round(options, 12, 0)
+    assert gap is not None
+    x = np.random.default_rng(1).normal(size=(12, 3))
+    w = np.ones(12)
+    C, distances = matrix(plan(options, 0, 12, 0)), []
+    for _ in range(60):
+        x, w = push_sum_dense([C], x, w)
+        distances.append(np.linalg.norm(x / w[:, None] - x.sum(axis=0) / w.sum()))
+    late = [d for d in distances if d > 1e-12]
+    assert (late[-1] / late[len(late) // 2]) ** (1 / (len(late) - 1 - len(late) // 2)) <= 1 - gap + 0.02
+
+
+def test_a_graph_that_is_not_connected_has_no_gap_and_a_large_irregular_one_is_not_asked() -> None:
+    parted = TopologyOptions(kind="explicit", edges=((0, 1), (2, 3)))
+    assert gap_per_round(parted, 4, 0) == pytest.approx(0)
+    assert gap_per_round(TopologyOptions(kind="star"), 600, 0) is None

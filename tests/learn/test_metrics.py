@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from p2pfl.errors import LearnerError
-from p2pfl.learn.metrics import accuracy, auc, consensus_distance, log_loss, relative_consensus_distance
+from p2pfl.learn.metrics import accuracy, auc, consensus_distance, log_loss
 
 
 def test_accuracy_is_the_share_of_right_rows() -> None:
@@ -62,8 +62,6 @@ def test_metrics_of_no_rows_are_refused() -> None:
 def test_consensus_distance_of_two_opposite_peers() -> None:
     models = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], np.float32)
     assert consensus_distance(models) == 1.0
-    assert relative_consensus_distance(models) == float("inf")
-    assert relative_consensus_distance(models + np.float32(1)) == pytest.approx(1 / np.sqrt(3))
 
 
 def test_consensus_distance_is_zero_when_all_agree_and_ignores_the_order_of_peers() -> None:

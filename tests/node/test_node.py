@@ -224,6 +224,25 @@ async def test_a_node_that_leaves_hands_its_mass_over(tmp_path: Path, autojump_c
         assert store.runs()[0]["state"] == "left"
 
 
+async def test_the_disk_of_a_stopped_node_holds_its_neighbours_as_they_stood(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(3)), keys(3))
+    await run_all(sites, 3)
+    shown = {row["peer_id"]: row for row in Desk(sites.nodes[0], name="site0", run_sync=inline).peers()}
+    with Store.open(sites.home(0)) as store:
+        rows = {row["peer"]: row for row in store.peers(run_id(sites.spec))}
+    assert rows.keys() == shown.keys() == {sites.name(1), sites.name(2)}
+    for peer, row in rows.items():
+        assert row["state"] == "connected"
+        assert row["seen_at"] > WALL
+        assert row["sent_w"] > 0
+        # Acknowledgements may come after the last commit; what was sent and absorbed no longer changes then.
+        assert {key: row[key] for key in ("sent_w", "absorbed_w")} == {
+            key: shown[peer][key] for key in ("sent_w", "absorbed_w")
+        }
+
+
 async def test_sites_with_different_agreements_say_where_they_differ(
     tmp_path: Path, autojump_clock: object
 ) -> None:

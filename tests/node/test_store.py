@@ -102,20 +102,49 @@ def test_events_are_bounded_and_their_numbers_go_on(tmp_path: Path, monkeypatch:
         assert store.last_event() == 12
 
 
-def test_small_values_peers_and_states_are_kept(tmp_path: Path) -> None:
+def test_small_values_and_states_are_kept(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         assert store.get("incarnation") is None
         store.put("incarnation", b"\x00\xff")
-        store.save_peers([{"peer": "B", "record": b"\x80" * 200}, {"peer": "A", "level": "normal"}])
-        store.save_peers([{"peer": "A", "level": "deny"}])
         store.mark(RUN, "paused", at=3.0)
     with Store.open(tmp_path) as store:
         assert store.get("incarnation") == b"\x00\xff"
-        assert store.peers() == [{"peer": "A", "level": "deny"}, {"peer": "B", "record": b"\x80" * 200}]
-        store.forget_peer("A")
-        assert [row["peer"] for row in store.peers()] == ["B"]
         assert [run["state"] for run in store.runs()] == ["paused"]
         assert store.load(RUN) is None
+
+
+def peer_row(peer: str, **fields: Any) -> dict[str, Any]:
+    known = {
+        "round": 3,
+        "state": "connected",
+        "seen_at": 9.5,
+        "sent_w": 0.5,
+        "absorbed_w": 0.25,
+        "unresolved": 1,
+    }
+    return {"peer": peer, **known, **fields}
+
+
+def test_a_commit_replaces_the_peers_of_its_run_and_of_no_other(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        store.commit(OTHER, snapshot(9), [], at=1.0, peers=[peer_row("A", state="late")])
+        # What a view holds beside the columns is left out.
+        store.commit(RUN, snapshot(1), [], at=2.0, peers=[peer_row("B", accepting=True), peer_row("A")])
+        assert store.peers(RUN) == [peer_row("A"), peer_row("B")]
+        gone = peer_row("B", state="disconnected", seen_at=None)
+        store.commit(RUN, snapshot(2), [], at=3.0, peers=[gone])
+    with Store.open(tmp_path) as store:
+        assert store.peers(RUN) == [gone]
+        assert store.peers(OTHER) == [peer_row("A", state="late")]
+
+
+def test_a_commit_that_fails_leaves_the_peers_of_the_last_one(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        store.commit(RUN, snapshot(1), [round_fact(1)], at=1.0, peers=[peer_row("A")])
+        with pytest.raises(StoreError):
+            store.commit(RUN, snapshot(2), [round_fact(2)], at=2.0, peers=[peer_row("B"), peer_row("B")])
+        assert store.peers(RUN) == [peer_row("A")]
+        assert state_of(store) == 1
 
 
 def test_a_home_has_one_owner_at_a_time(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What the gossip kernels are held against: the same mathematics with dense matrices, and what it replaces.
+"""What the gossip kernels are held against: invariants, the same mathematics with dense matrices, and what it
+replaces.
 
 All float64, receiver form x+ = C x, `C[i, j]` what i takes of j.  `n` peers, `d` parameters.
 """
@@ -10,6 +11,8 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl.gossip.mixing import MixingMatrix
+from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
 
 __all__ = [
@@ -17,6 +20,11 @@ __all__ = [
     "RobustPushSum",
     "hub_edges",
     "digraph_of",
+    "is_column_stochastic",
+    "is_row_stochastic",
+    "is_doubly_stochastic",
+    "is_symmetric",
+    "numerators",
     "push_sum_dense",
     "push_sum_lossy",
     "push_sum_robust",
@@ -24,6 +32,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+# A sum of some thousand float64 weights near 1 is off by about 1e-13; a wrong weight by far more.
+_TOLERANCE = 1e-9
 
 
 def hub_edges(n: int) -> tuple[tuple[int, int], ...]:
@@ -37,6 +47,44 @@ def digraph_of(plan: Plan) -> "nx.DiGraph[int]":
     graph.add_nodes_from(range(plan.n))
     graph.add_edges_from((i, j) for i, peers in enumerate(plan.out_edges) for j in peers)
     return graph
+
+
+def is_column_stochastic(W: MixingMatrix) -> bool:
+    """Whether no weight is negative and every sender's weights sum to 1."""
+    sums = W.own + np.bincount(W.senders, weights=W.weights, minlength=W.n)
+    return _is_nonnegative(W) and bool(np.all(np.abs(sums - 1) <= _TOLERANCE))
+
+
+def is_row_stochastic(W: MixingMatrix) -> bool:
+    """Whether no weight is negative and every receiver's weights sum to 1."""
+    sums = W.own + np.bincount(W.receivers, weights=W.weights, minlength=W.n)
+    return _is_nonnegative(W) and bool(np.all(np.abs(sums - 1) <= _TOLERANCE))
+
+
+def is_doubly_stochastic(W: MixingMatrix) -> bool:
+    """Whether W is row- and column-stochastic."""
+    return is_row_stochastic(W) and is_column_stochastic(W)
+
+
+def is_symmetric(W: MixingMatrix) -> bool:
+    """Whether every edge has its reverse, of the same weight.  O(m log m)."""
+    there = np.lexsort((W.receivers, W.senders))
+    back = np.lexsort((W.senders, W.receivers))
+    return (
+        np.array_equal(W.senders[there], W.receivers[back])
+        and np.array_equal(W.receivers[there], W.senders[back])
+        and bool(np.all(np.abs(W.weights[there] - W.weights[back]) <= _TOLERANCE))
+    )
+
+
+def _is_nonnegative(W: MixingMatrix) -> bool:
+    return bool(np.all(W.own >= -_TOLERANCE)) and bool(np.all(W.weights >= 0))
+
+
+def numerators(states: Sequence[PushSumState]) -> Floats:
+    """The sum of all x in `states`, (d,) float64: conserved to float32 rounding, while nobody trains."""
+    total: Floats = np.sum([state.x.sum(axis=0, dtype=np.float64) for state in states], axis=0)
+    return total
 
 
 def push_sum_dense(matrices: Sequence[Floats], x: Floats, w: Floats) -> tuple[Floats, Floats]:

@@ -1,5 +1,6 @@
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +12,11 @@ from p2pfl.events import Header, Kind, Message, Statement
 from p2pfl.ids import PeerId, RunId
 from p2pfl.net.bodies import decode_structured
 from p2pfl.net.messages import decode_header, open_frame, seal, split_frame
+from p2pfl.trust import audit
 from p2pfl.trust.audit import (
     MAX_COMMITMENTS,
     Head,
     Signed,
-    check_link,
     commit,
     decode_statement,
     encode_evidence,
@@ -23,12 +24,19 @@ from p2pfl.trust.audit import (
     head_of,
     link,
     open_commitment,
+    read,
     verify_evidence,
 )
-from p2pfl.trust.envelope import sign_header, signer_of, verify_signed
+from p2pfl.trust.envelope import DOMAIN, signer_of, verify_signed
 from p2pfl.trust.identity import Identity
 
 RUN = RunId("ab" * 32)
+
+
+def check_link(known: Head | None, content: bytes, **whose: Any) -> str:
+    return audit.check_link(known, *read(content, **whose))
+
+
 A, B, C = (Identity(bytes([i]) * 32) for i in range(1, 4))
 SALT, OTHER_SALT = b"s" * 32, b"t" * 16
 SHARE = {"edge_seq": 4, "digest": b"d" * 32, "weights": (0.5,)}
@@ -78,7 +86,7 @@ def signed(content: bytes, *, who: Identity = A, header_boot: int | None = None,
             4: hashlib.sha256(body).digest(),
         }
     )
-    return Signed(header=header, signature=sign_header(who, header), body=body)
+    return Signed(header=header, signature=who.sign(DOMAIN, header), body=body)
 
 
 def judged(first: Signed, second: Signed) -> PeerId:

@@ -123,7 +123,7 @@ def test_signatures_of_others_than_founders_do_not_count() -> None:
     with pytest.raises(RefusedError, match="no founder"):
         admit(STATE, one, 0.0)
     with pytest.raises(RefusedError, match="no founder"):
-        revoke(STATE, issue_revocation(stranger, run=RUN, subject=A.peer_id, reason="", now=0.0), 0.0)
+        revoke(STATE, issue_revocation(stranger, run=RUN, subject=A.peer_id, reason="", now=0.0))
 
 
 def test_a_false_signature_admits_nobody() -> None:
@@ -150,7 +150,7 @@ def test_a_false_vote_revokes_nobody() -> None:
     assert (state, changed) == (STATE, False)
     assert "false signature" in rejected[0]
     with pytest.raises(RefusedError, match="false signature"):
-        revoke(STATE, false, 0.0)
+        revoke(STATE, false)
 
 
 def test_a_certificate_of_another_run_admits_nobody() -> None:
@@ -225,7 +225,7 @@ def test_a_founder_too_can_be_revoked() -> None:
 
 
 def test_votes_short_of_a_quorum_are_kept_and_passed_on_and_add_up_elsewhere() -> None:
-    here, changed = revoke(STATE, issue_revocation(A, run=RUN, subject=GUEST, reason="x", now=1.0), 1.0)
+    here, changed = revoke(STATE, issue_revocation(A, run=RUN, subject=GUEST, reason="x", now=1.0))
     assert changed
     assert standing(here, GUEST, 1.0) == "stranger"
     there, _, _ = merge(STATE, (), (vote(B),), 1.0)
@@ -241,7 +241,7 @@ def test_one_founder_cannot_fill_the_roster_with_open_revocations(monkeypatch: p
     assert len(state.revocations) == 3
     assert rejected == ()
     with pytest.raises(RefusedError, match="one too many"):
-        revoke(state, issue_revocation(A, run=RUN, subject=GUESTS[4], reason="", now=0.0), 0.0)
+        revoke(state, issue_revocation(A, run=RUN, subject=GUESTS[4], reason="", now=0.0))
     # Neither another founder's votes nor a quorum's are kept out by it.
     state, _, rejected = merge(state, (), (vote(B, GUESTS[5]), vote(B, GUESTS[0])), 0.0)
     assert rejected == ()

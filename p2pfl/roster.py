@@ -1,0 +1,76 @@
+"""The roster in motion: what is learned of members is kept, passed on, and enforced."""
+
+from __future__ import annotations
+
+from p2pfl.events import HangUp, Kind, Roster
+from p2pfl.ids import PeerId
+from p2pfl.state import State
+
+__all__ = ["enforce", "learn", "spread", "tick"]
+
+# Address news passed on at once between two ticks, beyond four a member; what is more waits for the next
+# tick, so that a member that keeps moving, or says so, costs others no more than that.
+_NEWS = 16
+
+
+def learn(state: State, roster: Roster, said_by: PeerId | None = None) -> tuple[str, ...]:
+    """Take in a roster and pass on what is new in it.  Returns what was wrong with it.
+
+    Who is a member is made durable at once; where members are goes with the next commit.
+    """
+    before = state.consortium.membership
+    outcome = state.consortium.merge(roster, state.now)
+    if state.consortium.membership is not before:
+        enforce(state)
+        state.fact("roster changed", members=len(state.members()))
+        state.commit()
+        spread(state, but=said_by)
+    elif outcome.changed:
+        state.news += 1
+        if not _is_flooded(state):
+            spread(state, but=said_by)
+    return outcome.faults
+
+
+def tick(state: State) -> None:
+    """What time brings: members whose certificate has expired, and news that had to wait."""
+    enforce(state)
+    if _is_flooded(state):
+        spread(state)
+    state.news = 0
+
+
+def _is_flooded(state: State) -> bool:
+    return state.news > _NEWS + 4 * len(state.members())
+
+
+def spread(state: State, but: PeerId | None = None) -> None:
+    """Tell the roster to everyone connected."""
+    for other in state.neighbours.connected():
+        if other != but:
+            for part in state.consortium.parts():
+                state.send(other, Kind.ROSTER, part)
+
+
+def enforce(state: State) -> None:
+    """Cut every connection to a peer that this site does not talk to any more.
+
+    Who was revoked is out of the run, and the books on it are closed.  Who is banned by this site alone lives
+    on for the others: what is in flight to it stays in the outbox, so that nothing is lost or counted twice.
+    """
+    state.revoked = state.consortium.standing(state.me, state.now) == "revoked"
+    for peer in sorted({*(p for p, _ in state.neighbours.items()), *map(PeerId, state.links.out)}):
+        standing = state.consortium.standing(peer, state.now)
+        if standing == "member":
+            continue
+        if standing != "banned" and state.links.is_open(peer):
+            lost = state.links.write_off(peer)
+            state.fact("member gone", "warning", peer=peer, standing=standing, written_off=lost)
+        if state.neighbours[peer].connected:
+            if standing == "revoked":
+                # So that it learns why.
+                for part in state.consortium.parts():
+                    state.send(peer, Kind.ROSTER, part)
+            state.neighbours.lost(peer)
+            state.links.discard(peer)
+            state.emit(HangUp(peer=peer, reason=f"this peer is {standing} here", ban=True))
