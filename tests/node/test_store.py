@@ -114,15 +114,8 @@ def test_small_values_and_states_are_kept(tmp_path: Path) -> None:
 
 
 def peer_row(peer: str, **fields: Any) -> dict[str, Any]:
-    known = {
-        "round": 3,
-        "state": "connected",
-        "seen_at": 9.5,
-        "sent_w": 0.5,
-        "absorbed_w": 0.25,
-        "unresolved": 1,
-    }
-    return {"peer": peer, **known, **fields}
+    known = {"round": 3, "state": "connected", "seen_at": 9.5}
+    return {"peer": peer, **known, "sent_w": 0.5, "absorbed_w": 0.25, "unresolved": 1, **fields}
 
 
 def test_a_commit_replaces_the_peers_of_its_run_and_of_no_other(tmp_path: Path) -> None:
