@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl import rounds
+from p2pfl import plans, rounds
 from p2pfl.events import Kind, Notice
 from p2pfl.ids import PeerId
 from p2pfl.state import Phase, State
@@ -40,7 +40,7 @@ def is_over(state: State) -> bool:
 
 
 def _heirs(state: State) -> list[PeerId]:
-    out = rounds.neighbours_of(state, state.round)[1]
+    out = plans.neighbours_of(state, state.round)[1]
     return [
         p
         for p in state.neighbours.up()

@@ -24,7 +24,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import departure, greeting, reception, recovery, repeats, roster, rounds
+from p2pfl import departure, greeting, plans, reception, recovery, repeats, roster, rounds
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Commanded,
@@ -145,7 +145,7 @@ class Peer:
 
     def wanted(self) -> tuple[PeerId, ...]:
         """The members this peer wants a connection to, by PeerId."""
-        return () if self.state.phase is Phase.IDLE else rounds.wanted(self.state)
+        return () if self.state.phase is Phase.IDLE else plans.wanted(self.state)
 
     def knows(self, peer: PeerId) -> bool:
         """Whether `peer` is a member that this site talks to: what a transport's gate asks."""
@@ -209,7 +209,7 @@ class Peer:
                 case Phase.WAITING:
                     self._wait()
                 case Phase.JOINING:
-                    others = [p for p in rounds.wanted(state) if not state.neighbours[p].up]
+                    others = [p for p in plans.wanted(state) if not state.neighbours[p].up]
                     if not others or state.now >= state.settle_until:
                         state.round = min(
                             max(state.round, state.neighbours.round_of_others(state.voices())),
@@ -237,7 +237,7 @@ class Peer:
         """
         state = self.state
         up = [state.neighbours[p] for p in state.neighbours.up()]
-        wanted = rounds.wanted(state)
+        wanted = plans.wanted(state)
         have, want = 1 + len(up), state.spec.run.members_at_start
         if len(state.members()) >= want:
             want = min(want, 1 + len(wanted))
@@ -305,7 +305,7 @@ class Peer:
             times = state.learner_faults
             return f"the learner failed {times} times in a row; see `p2pfl log`, then `p2pfl run resume`"
         if state.low_rounds >= rounds.LOW_ROUNDS:
-            into = rounds.neighbours_of(state, max(0, state.round - 1))[0]
+            into = plans.neighbours_of(state, max(0, state.round - 1))[0]
             up = state.neighbours.up()
             if not rounds.is_quorate(state, state.round, up):
                 heard = len([p for p in up if p in into])
@@ -326,7 +326,7 @@ class Peer:
     def _drain(self) -> None:
         state = self.state
         rounds.settle_now(state)
-        up = [p for p in state.neighbours.up() if p in rounds.wanted(state)]
+        up = [p for p in state.neighbours.up() if p in plans.wanted(state)]
         open_ = rounds.absent(state) + [
             p
             for p in up

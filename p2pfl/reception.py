@@ -29,7 +29,8 @@ from p2pfl.events import (
 from p2pfl.gossip.links import WINDOW, Arrival, Place
 from p2pfl.ids import PeerId
 from p2pfl.mass import body_bytes, unpack
-from p2pfl.rounds import acknowledge, is_state
+from p2pfl.plans import is_state
+from p2pfl.rounds import acknowledge
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit, screening
 from p2pfl.trust.audit import RoundStatement

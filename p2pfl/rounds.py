@@ -7,14 +7,11 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl.errors import ConfigError
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
-from p2pfl.gossip import push_sum, topology
-from p2pfl.gossip.averaging import mixer_of
-from p2pfl.gossip.options import TopologyOptions
-from p2pfl.gossip.topology import Plan
+from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
+from p2pfl.plans import is_state, neighbours_of, plan_of, wanted
 from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit
@@ -28,56 +25,19 @@ __all__ = [
     "holds_mass",
     "is_quorate",
     "is_ready",
-    "is_state",
-    "neighbours_of",
     "settle",
     "settle_now",
     "split",
     "step",
     "surrender",
-    "wanted",
 ]
 
 # Purposes of random draws (state.seed): one number each, for ever.
 FIT = 1
-# Everybody keeps a connection to everybody up to this many members; beyond it only to the plan's neighbours.
-FULL_MESH_MEMBERS = 32
 # A learner that fails this often in a row is not asked again until someone looks at it.
 LEARNER_FAULTS = 3
 # Rounds in a row below quorum after which a node pauses.
 LOW_ROUNDS = 3
-
-
-def _plan(state: State, number: int) -> tuple[Plan, tuple[PeerId, ...]]:
-    members = state.members()
-    options, seed = state.spec.gossip.topology, state.spec.run.seed
-    try:
-        return topology.plan(options, number, len(members), seed), members
-    except ConfigError as error:
-        # The graph was checked for the members at start; a roster that grew or shrank may not fit it, such as
-        # explicit edges beyond its end.  A ring serves any roster, and everybody falls back to the same one.
-        state.fact("topology does not fit the roster", "error", members=len(members), reason=str(error))
-        return topology.plan(TopologyOptions(kind="ring"), number, len(members), seed), members
-
-
-def neighbours_of(state: State, number: int) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
-    """(in-neighbours, out-neighbours) of this peer in round `number`, by PeerId; empty for a non-member."""
-    plan, members = _plan(state, number)
-    if state.me not in members:
-        return (), ()
-    i = members.index(state.me)
-    return tuple(members[j] for j in plan.in_neighbours(i)), tuple(members[j] for j in plan.out_neighbours(i))
-
-
-def wanted(state: State) -> tuple[PeerId, ...]:
-    """The members this peer keeps a connection to."""
-    members = [p for p in state.members() if p != state.me]
-    if len(members) < FULL_MESH_MEMBERS:
-        return tuple(members)
-    near: set[PeerId] = set()
-    for ahead in range(topology.period(state.spec.gossip.topology, len(members) + 1)):
-        near.update(*neighbours_of(state, state.round + ahead))
-    return tuple(sorted(near))
 
 
 def begin(state: State) -> None:
@@ -122,11 +82,6 @@ def _in_is_open(state: State, peer: PeerId) -> bool:
     if is_state(state):
         return one.state is None or one.state[0] < state.round
     return not state.links.has(peer, one.sent)
-
-
-def is_state(state: State) -> bool:
-    """Whether models travel as states, latest wins, rather than as shares that are conserved."""
-    return mixer_of(state.spec.gossip.averaging).delivery == "state"
 
 
 def _out_is_open(state: State, peer: PeerId) -> bool:
@@ -225,7 +180,7 @@ def _local_step(state: State) -> dict[str, float]:
 
 def _mix_states(state: State) -> int:
     """D-PSGD: mix with the neighbours' latest models by the plan's row weights.  Returns how many were in."""
-    plan, members = _plan(state, max(0, state.round - 1))
+    plan, members = plan_of(state, max(0, state.round - 1))
     if not state.round or state.me not in members:
         return 0
     me = members.index(state.me)
@@ -278,7 +233,7 @@ def surrender(state: State, peer: PeerId) -> Send:
 
 def _offers(state: State) -> list[Send]:
     """Split over the plan's out-edges that are up, wanted on both sides, and free."""
-    plan, members = _plan(state, state.round)
+    plan, members = plan_of(state, state.round)
     if state.me not in members:
         return []
     i = members.index(state.me)
