@@ -93,11 +93,11 @@ def test_no_parameter_and_no_key_is_ever_logged(stream: io.StringIO) -> None:
 def test_other_libraries_are_heard_from_warning_on_and_in_the_same_form(stream: io.StringIO) -> None:
     configure("info", json=True, stream=stream)
     configure("info", json=True, stream=stream)
-    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("some.package").info("chatter")
     logging.getLogger("libp2p.host").warning("dial failed again")
-    logging.getLogger("some.library").warning("it broke: %s", "badly")
+    logging.getLogger("some.package").warning("it broke: %s", "badly")
     (line,) = map(json.loads, stream.getvalue().splitlines())
-    assert (line["event"], line["logger"], line["level"]) == ("it broke: badly", "some.library", "warning")
+    assert (line["event"], line["logger"], line["level"]) == ("it broke: badly", "some.package", "warning")
 
 
 def test_metrics_follow_the_facts(stream: io.StringIO) -> None:
