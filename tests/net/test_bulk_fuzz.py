@@ -44,6 +44,9 @@ class PipedSocket:
         self._sent = 0
         self.socket = self
 
+    def getsockopt(self, *_: object) -> bytes:
+        raise OSError("no TCP here")
+
     async def send_all(self, data: bytes) -> None:
         change, start = self._change, self._sent
         self._sent += len(data)
