@@ -1,7 +1,7 @@
 """Differential privacy of what a site publishes: clipping, Gaussian noise, and what both have cost so far.
 
-Theory of operation.  A mechanism that adds Gaussian noise to something of bounded norm has a Renyi divergence at
-every order; divergences of mechanisms on the same data add up, over rounds and over runs, and turn into one
+Theory of operation.  A mechanism that adds Gaussian noise to something of bounded norm has a Renyi divergence
+at every order; divergences of mechanisms on the same data add up, over rounds and over runs, and turn into one
 (epsilon, delta) at the end.  So an account keeps what was done, not an epsilon: noise multiplier, sampling
 rate, and how often.  It counts every message for an observer that sees them all, which is the right one here:
 what gossip hides from a single neighbour is not hidden from neighbours who talk to each other.
@@ -25,8 +25,8 @@ from p2pfl.events import Vector
 
 __all__ = ["ORDERS", "Account", "Spent", "clip", "epsilon_of", "noisy", "renyi", "spend"]
 
-# Orders at which divergences are kept: those of the usual tools, so that their figures can be compared with ours.
-# Small orders decide with little noise, large ones with much.
+# Orders at which divergences are kept: those of the usual tools, so that figures can be compared.  Small
+# orders decide with little noise, large ones with much.
 ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *(float(x) for x in range(12, 64)))
 # A series at a fractional order has converged when a term is e^-30 of a probability.
 _NEGLIGIBLE = -30.0
@@ -99,7 +99,7 @@ def renyi(sigma: float, q: float, orders: Iterable[float] = ORDERS) -> tuple[flo
 
 
 def clip(delta: Vector, bound: float) -> Vector:
-    """`delta`, (d,) float32, shortened to a Euclidean norm of `bound` if it is longer.  Raises AggregationError."""
+    """`delta`, (d,) float32, of a Euclidean norm of `bound` at most.  Raises AggregationError."""
     if not bound > 0:
         raise AggregationError(f"a clipping bound of {bound:g}; it is above 0")
     length = float(np.linalg.norm(delta.astype(np.float64)))
