@@ -1,7 +1,7 @@
 """Differential privacy of what a site publishes: clipping, Gaussian noise, and what both have cost so far.
 
 Theory of operation.  A mechanism that adds Gaussian noise to something of bounded norm has a Renyi divergence
-at every order; divergences of mechanisms on the same data add up, over rounds and over runs, and turn into one
+at every order; divergences of mechanisms on the same data add up, over rounds and runs, and turn into one
 (epsilon, delta) at the end.  So an account keeps what was done, not an epsilon: noise multiplier, sampling
 rate, and how often.  It counts every message for an observer that sees them all, which is the right one here:
 what gossip hides from a single neighbour is not hidden from neighbours who talk to each other.
