@@ -29,6 +29,7 @@ __all__ = [
     "push_sum_lossy",
     "push_sum_robust",
     "sgp_on_quadratic",
+    "push_pull_on_quadratic",
 ]
 
 Floats = NDArray[np.float64]
@@ -177,3 +178,20 @@ def sgp_on_quadratic(
         x = x - step[:, None] * eta * (x / w[:, None] - targets)
         x, w = C @ x, C @ w
     return x / w[:, None], w
+
+
+def push_pull_on_quadratic(
+    R: Floats, C: Floats, curvature: Floats, targets: Floats, eta: float, rounds: int
+) -> Floats:
+    """(rounds + 1, n, d): x of AB where peer i minimises curvature_i |x - targets_i|^2 / 2, from x = 0.
+
+    The optimum of the sum is sum(curvature * targets) / sum(curvature).
+    """
+    x, y, g = np.zeros_like(targets), np.zeros_like(targets), np.zeros_like(targets)
+    track = [x]
+    for _ in range(rounds):
+        new = eta * curvature[:, None] * (x - targets)
+        y, g = y + new - g, new
+        x, y = R @ (x - y), C @ y
+        track.append(x)
+    return np.stack(track)
