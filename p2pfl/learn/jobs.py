@@ -65,6 +65,11 @@ class Workshop:
         except (Exception, SystemExit) as error:
             raise LearnerError(reason(error)) from error
 
+    @property
+    def learner(self) -> Learner:
+        """The learner itself, for a driver that fits many at once (stacked.py)."""
+        return self._learner
+
     def ready(self) -> Ready:
         """What the learner is, before the first fit.  Raises LearnerError."""
         try:

@@ -17,6 +17,7 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.learn import metrics
 from p2pfl.learn.batches import batches
 from p2pfl.learn.data import Dataset, rows_meaning
+from p2pfl.learn.descent import Course, descend, diverged
 from p2pfl.learn.flat import Schema, schema_of_specs
 from p2pfl.learn.learner import Update
 from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
@@ -59,7 +60,7 @@ class NumpyLearner:
         self.progress: Callable[[], float] = lambda: 0.0
         self._dataset = dataset
         self._optimizer = optimizer or OptimizerOptions()
-        self._rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
+        self.rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
         hidden = model.hidden if model.kind == "mlp" else ()
         outputs = 1 if dataset.n_classes == 2 and not hidden else dataset.n_classes
         self._batch_size = max(1, min(batch_size, len(dataset.x_train)))
@@ -69,14 +70,15 @@ class NumpyLearner:
         places = dict(zip(full.names, full.slices(), strict=True))
         self._shared = [(places[name], where) for name, where in self._named_slices()]
         self._private = {name: places[name] for name in full.names if name not in self._schema.names}
-        self._net.theta[:] = initial(self._net.layers, np.random.default_rng([seed, _INITIAL]))
-        self._momentum: Vector = np.zeros(full.size, np.float32)
+        self._theta: Vector = self._net.theta[0]
+        self._theta[:] = initial(self._net.layers, np.random.default_rng([seed, _INITIAL]))
+        self._momentum: NDArray[np.float32] = np.zeros((1, full.size), np.float32)
 
     def parameters(self) -> Vector:
         """The shared parameters now, a copy, (d,)."""
         vector = np.empty(self._schema.size, np.float32)
         for place, where in self._shared:
-            vector[where] = self._net.theta[place]
+            vector[where] = self._theta[place]
         return vector
 
     def fit(self, parameters: Vector, rng: np.random.Generator) -> Update:
@@ -85,21 +87,20 @@ class NumpyLearner:
         Raises LearnerError when the statistics are still to come or training diverges; the layers that are
         not shared and the momentum are then as before, so the round can be tried again.
         """
-        self._rows.check_ready()
+        self.rows.check_ready()
         self._adopt(parameters)
-        order = batches(len(self._rows.x_train), self._batch_size, self.local_steps, rng)
+        order = batches(len(self.rows.x_train), self._batch_size, self.local_steps, rng)
         rate = np.float32(self._optimizer.lr * rate_factor(self._optimizer, self.progress()))
         if self._optimizer.reset:
             self._momentum[:] = 0
-        before = self._net.theta.copy(), self._momentum.copy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            losses = self._descend(order, rate)
-        if not np.isfinite(self._net.theta).all():
-            self._net.theta[:], self._momentum[:] = before
-            raise LearnerError(
-                f"training diverged at learning rate {self._optimizer.lr:g};"
-                " lower optimizer.lr or set standardise"
-            )
+        before = self._theta.copy(), self._momentum.copy()
+        x, y = self.rows.x_train, self._dataset.y_train
+        losses = descend(
+            self._net, self._momentum, self._optimizer, rate, x, y, order[:, None], self.should_stop
+        )
+        if not np.isfinite(self._theta).all():
+            self._theta[:], self._momentum[:] = before
+            raise diverged(self._optimizer)
         done = {"train_loss": float(np.mean(losses))} if losses else {}
         return Update(parameters=self.parameters(), samples=len(losses) * self._batch_size, metrics=done)
 
@@ -108,9 +109,9 @@ class NumpyLearner:
 
         `auc` is left out where the test rows hold one class only.
         """
-        self._rows.check_ready()
+        self.rows.check_ready()
         self._adopt(parameters)
-        z, y = logits(self._net.theta, self._net.layers, self._rows.x_test), self._dataset.y_test
+        z, y = logits(self._theta, self._net.layers, self.rows.x_test), self._dataset.y_test
         p = probabilities(z)
         measured = {"loss": mean_loss(z, y), "accuracy": metrics.accuracy(y, p.argmax(axis=1))}
         if self._dataset.n_classes == 2:
@@ -122,11 +123,29 @@ class NumpyLearner:
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Class probabilities, (n, C), of raw rows (n, k), standardised here as the training rows were."""
-        return probabilities(logits(self._net.theta, self._net.layers, self._rows.transform(x)))
+        return probabilities(logits(self._theta, self._net.layers, self.rows.transform(x)))
 
     def samples(self) -> int:
         """The number of training rows."""
         return len(self._dataset.x_train)
+
+    def course(self) -> Course | None:
+        """What it must have in common with others to be fitted together with them (stacked.py).
+
+        None when it cannot be: some layers are not shared, or the number of steps is its own.
+        """
+        if self._private or self.local_steps is None:
+            return None
+        return Course(
+            layers=self._net.layers,
+            batch_size=self._batch_size,
+            local_steps=self.local_steps,
+            optimizer=self._optimizer,
+        )
+
+    def labels(self) -> NDArray[np.int64]:
+        """The classes of the training rows, (n,)."""
+        return self._dataset.y_train
 
     def schema(self) -> Schema:
         """The names and shapes of the tensors in the vector."""
@@ -138,24 +157,24 @@ class NumpyLearner:
 
     def statistics(self) -> NDArray[np.float64]:
         """Sums to pool across sites, (3k,); empty unless standardise = "federation"."""
-        return self._rows.statistics()
+        return self.rows.statistics()
 
     def standardise(self, sums: NDArray[np.float64]) -> None:
         """Standardise the rows with pooled sums, (3k,)."""
-        self._rows.standardise(sums)
+        self.rows.standardise(sums)
 
     def state(self) -> bytes:
         """What must survive a crash, as safetensors: layers not shared, and momentum if it is kept."""
-        tensors = {name: self._net.theta[place] for name, place in self._private.items()}
+        tensors = {name: self._theta[place] for name, place in self._private.items()}
         if not self._optimizer.reset:
-            tensors["momentum"] = self._momentum
+            tensors["momentum"] = self._momentum[0]
         return save(tensors) if tensors else b""
 
     def restore(self, state: bytes) -> None:
         """Takes back what `state` gave.  Raises LearnerError when it is of another model."""
-        targets = {name: self._net.theta[place] for name, place in self._private.items()}
+        targets = {name: self._theta[place] for name, place in self._private.items()}
         if not self._optimizer.reset:
-            targets["momentum"] = self._momentum
+            targets["momentum"] = self._momentum[0]
         tensors = load(state) if state else {}
         if {name: array.shape for name, array in tensors.items()} != {
             name: array.shape for name, array in targets.items()
@@ -177,32 +196,4 @@ class NumpyLearner:
                 " check that all sites run the same model"
             )
         for place, where in self._shared:
-            self._net.theta[place] = parameters[where]
-
-    def _descend(self, order: NDArray[np.int64], rate: np.float32) -> list[float]:
-        """One SGD step a row of `order`, until the site says stop.   returns: the loss of each step.
-
-        v <- mu v + g,  theta <- theta - eta v: heavy ball (Polyak 1964) in the form of torch.optim.SGD.
-        """
-        net, v = self._net, self._momentum
-        mu, decay = np.float32(self._optimizer.momentum), np.float32(self._optimizer.weight_decay)
-        x, y = self._rows.x_train, self._dataset.y_train
-        x_batch = np.empty((self._batch_size, x.shape[1]), np.float32)
-        y_batch = np.empty(self._batch_size, np.int64)
-        step = np.empty_like(v)
-        losses = []
-        for rows in order:
-            if self.should_stop():
-                break
-            # "clip" lets numpy write straight into the buffer; row numbers are in range by construction.
-            np.take(x, rows, axis=0, out=x_batch, mode="clip")
-            np.take(y, rows, out=y_batch, mode="clip")
-            losses.append(net.backward(x_batch, y_batch))
-            v *= mu
-            v += net.gradient
-            if decay:
-                np.multiply(net.theta, decay, out=step)
-                v += step
-            np.multiply(v, rate, out=step)
-            net.theta -= step
-        return losses
+            self._theta[place] = parameters[where]

@@ -75,40 +75,41 @@ def mean_loss(z: _Matrix, y: _Labels) -> float:
 
 
 class Perceptron:
-    """The network with its buffers: `theta` and `gradient` are (d,) and are written in place.
+    """`m` networks of one shape with their buffers: `theta` and `gradient` are (m, d), written in place.
 
+    A site has one network, a simulation as many as it has sites; each gets the bits it would get alone.
     Built once for a batch size, so that a step allocates nothing of the size of the model.
     """
 
-    def __init__(self, layers: tuple[int, ...], batch_size: int) -> None:
+    def __init__(self, layers: tuple[int, ...], batch_size: int, m: int = 1) -> None:
         if len(layers) < 2 or min(layers) < 1:
             raise LearnerError(f"a network of layers {layers} has no input or no output")
         self.layers = layers
         self.schema = layer_schema(layers)
         d = self.schema.size
-        self.theta: Vector = np.zeros(d, np.float32)
-        self.gradient: Vector = np.zeros(d, np.float32)
+        self.theta: _Matrix = np.zeros((m, d), np.float32)
+        self.gradient: _Matrix = np.zeros((m, d), np.float32)
         views = [
             [
-                vector[where].reshape(shape)
+                vectors[:, where].reshape(m, *shape)
                 for where, shape in zip(self.schema.slices(), self.schema.shapes, strict=True)
             ]
-            for vector in (self.theta, self.gradient)
+            for vectors in (self.theta, self.gradient)
         ]
-        self._W, self._b = views[0][0::2], views[0][1::2]
+        self._W, self._b = views[0][0::2], [b[:, None] for b in views[0][1::2]]
         self._dW, self._db = views[1][0::2], views[1][1::2]
-        self._transposed = [W.T for W in self._W]
+        self._transposed = [W.swapaxes(1, 2) for W in self._W]
         # Z[l] holds layer l's output, then its ReLU, then nothing of use; dZ[l] its derivative.
-        self._Z = [np.empty((batch_size, width), np.float32) for width in layers[1:]]
-        self._dZ = [np.empty((batch_size, width), np.float32) for width in layers[1:]]
-        self._transposed_dZ = [dZ.T for dZ in self._dZ]
-        self._live = [np.empty((batch_size, width), np.bool_) for width in layers[1:]]
-        self._first_cell = np.arange(batch_size) * layers[-1]
+        self._Z = [np.empty((m, batch_size, width), np.float32) for width in layers[1:]]
+        self._dZ = [np.empty((m, batch_size, width), np.float32) for width in layers[1:]]
+        self._transposed_dZ = [dZ.swapaxes(1, 2) for dZ in self._dZ]
+        self._live = [np.empty((m, batch_size, width), np.bool_) for width in layers[1:]]
+        self._first_cell = (np.arange(m * batch_size) * layers[-1]).reshape(m, batch_size)
 
-    def backward(self, x: _Matrix, y: _Labels) -> float:
-        """The mean loss of one batch at `theta`; leaves its derivative in `gradient`.
+    def backward(self, x: _Matrix, y: _Labels) -> NDArray[np.float64]:
+        """The mean loss of one batch a network at `theta`, (m,); leaves the derivatives in `gradient`.
 
-        x: (b, k), y: (b,), with the b this was built for.
+        x: (m, b, k), y: (m, b), with the m and b this was built for.
         """
         last = len(self._W) - 1
         h = x
@@ -123,28 +124,27 @@ class Perceptron:
             dZ = self._dZ[layer]
             below = self._Z[layer - 1] if layer else x
             np.matmul(self._transposed_dZ[layer], below, out=self._dW[layer])
-            np.add.reduce(dZ, axis=0, out=self._db[layer])
+            np.add.reduce(dZ, axis=1, out=self._db[layer])
             if layer:
                 np.matmul(dZ, self._W[layer], out=self._dZ[layer - 1])
                 np.greater(below, 0, out=self._live[layer - 1])
                 np.multiply(self._dZ[layer - 1], self._live[layer - 1], out=self._dZ[layer - 1])
         return loss
 
-    def _output_derivative(self, Z: _Matrix, dZ: _Matrix, y: _Labels) -> float:
-        """Fills dZ from the logits Z, which are overwritten; gives the mean loss."""
-        b = len(y)
-        if Z.shape[1] == 1:
-            z = Z[:, 0]
-            loss = float(np.mean(np.logaddexp(0, z) - y * z))
+    def _output_derivative(self, Z: _Matrix, dZ: _Matrix, y: _Labels) -> NDArray[np.float64]:
+        """Fills dZ from the logits Z, which are overwritten; gives the mean losses."""
+        b = y.shape[1]
+        if Z.shape[2] == 1:
+            z = Z[..., 0]
             # sigmoid as tanh: it neither overflows nor warns for any finite logit.
-            dZ[:, 0] = ((np.tanh(z / 2) + 1) / 2 - y) / b
-            return loss
-        np.subtract(Z, np.maximum.reduce(Z, axis=1, keepdims=True), out=Z)
+            dZ[..., 0] = ((np.tanh(z / 2) + 1) / 2 - y) / b
+            return np.asarray(np.add.reduce(np.logaddexp(0, z) - y * z, axis=1) / b)
+        np.subtract(Z, np.maximum.reduce(Z, axis=2, keepdims=True), out=Z)
         np.exp(Z, out=dZ)
-        dZ /= np.add.reduce(dZ, axis=1, keepdims=True)
+        dZ /= np.add.reduce(dZ, axis=2, keepdims=True)
         cell = self._first_cell + y
         flat = dZ.reshape(-1)
         picked = flat[cell]
         flat[cell] = picked - 1
         dZ /= b
-        return float(-np.log(np.maximum(picked, _TINY)).mean())
+        return np.asarray(np.add.reduce(-np.log(np.maximum(picked, _TINY)), axis=1) / b, np.float64)

@@ -39,22 +39,22 @@ def _by_autograd(theta: Any, layers: Any, x: Any, y: Any) -> Any:
 def test_the_gradient_is_that_of_autograd(layers: Any, batch: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     net = Perceptron(layers, batch)
-    net.theta[:] = initial(layers, rng) * 2
+    net.theta[0] = initial(layers, rng) * 2
     x = rng.normal(size=(batch, layers[0])).astype(np.float32)
     y = rng.integers(max(2, layers[-1]), size=batch)
-    loss = net.backward(x, y)
-    expected_loss, expected = _by_autograd(net.theta, layers, x, y)
+    (loss,) = net.backward(x[None], y[None])
+    expected_loss, expected = _by_autograd(net.theta[0], layers, x, y)
     assert loss == pytest.approx(expected_loss, rel=1e-4, abs=1e-5)
-    np.testing.assert_allclose(net.gradient, expected, rtol=1e-3, atol=2e-6)
-    z = logits(net.theta, layers, x)
+    np.testing.assert_allclose(net.gradient[0], expected, rtol=1e-3, atol=2e-6)
+    z = logits(net.theta[0], layers, x)
     assert mean_loss(z, y) == pytest.approx(expected_loss, rel=1e-4, abs=1e-5)
 
 
 def test_the_gradient_of_a_worked_example() -> None:
     # One row x = (1, 2), zero weights, two classes: softmax is (1/2, 1/2), so dZ = (-1/2, 1/2) for class 0.
     net = Perceptron((2, 2), 1)
-    assert net.backward(np.array([[1, 2]], np.float32), np.array([0])) == pytest.approx(np.log(2))
-    tensors = unflatten(net.gradient, net.schema)
+    assert net.backward(np.array([[[1, 2]]], np.float32), np.array([[0]]))[0] == pytest.approx(np.log(2))
+    tensors = unflatten(net.gradient[0], net.schema)
     assert tensors["layer1.weight"].tolist() == [[-0.5, -1.0], [0.5, 1.0]]
     assert tensors["layer1.bias"].tolist() == [-0.5, 0.5]
 
@@ -62,8 +62,8 @@ def test_the_gradient_of_a_worked_example() -> None:
 def test_sure_mistakes_cost_much_and_stay_finite() -> None:
     for layers, y in (((1, 1), 0), ((1, 2), 0)):
         net = Perceptron(layers, 1)
-        net.theta[layers[1] - 1] = 1e4
-        loss = net.backward(np.array([[1]], np.float32), np.array([y]))
+        net.theta[0, layers[1] - 1] = 1e4
+        (loss,) = net.backward(np.array([[[1]]], np.float32), np.array([[y]]))
         assert 80 < loss < 1e5
         assert np.isfinite(net.gradient).all()
 
