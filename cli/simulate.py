@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,17 +62,18 @@ def simulate(
     several = parse_seeds(seeds) if seeds is not None else (chosen.spec.run.seed,)
     folder = _folder(output)
     verdicts = []
-    for number in several:
-        one = chosen.with_seed(number)
-        total = one.spec.run.rounds
-        verdict = run_trial(one, listener=_progress(terminal, number, total, chosen.simulation.peers))
+    for cell, number in itertools.product(chosen.cells, several):
+        one = cell.scenario.with_seed(number)
+        listener = _progress(terminal, number, one.spec.run.rounds, one.simulation.peers)
+        verdict = {**run_trial(one, listener=listener), "cell": dict(cell.cases)}
         if folder is not None:
-            verdict["report"] = str(folder / f"{chosen.name}-seed-{number}.json")
+            place = "".join(f"-{axis}={case}" for axis, case in cell.cases.items())
+            verdict["report"] = str(folder / f"{chosen.name}{place}-seed-{number}.json")
             _write(Path(verdict["report"]), verdict)
         verdicts.append(verdict)
         if not terminal.json:
             terminal.result(verdict, verdict_text(verdict))
-        elif len(several) > 1:
+        elif len(several) * len(chosen.cells) > 1:
             terminal.line(verdict)
     outcomes = [expect.judge(expectation, verdicts) for expectation in chosen.expectations]
     _finish(terminal, chosen.name, verdicts, outcomes)

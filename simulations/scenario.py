@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,14 @@ from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 
 from . import expect
+from . import grid as grids
 from .churn import ChurnOptions
 from .expect import Expectation
+from .grid import Axis
 from .network import Partition
 
 __all__ = [
+    "Cell",
     "NetworkOptions",
     "PartitionWindow",
     "Scenario",
@@ -76,7 +80,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     partition: how one data source becomes `peers` sites; `data` instead names a source for each.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
-    metric: the one judged; empty takes accuracy where there is one.   expect: see expect.py.
+    metric: the one judged; empty takes accuracy where there is one.   expect, grid: see those modules.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
@@ -91,6 +95,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     evaluate_s: _Seconds = 0.0
     metric: str = ""
     expect: tuple[str, ...] = ()
+    grid: dict[str, Any] = msgspec.field(default_factory=dict)
     reference: Literal["none", "perfect-network"] = "none"
     baselines: bool = True
     crypto: bool = False
@@ -99,17 +104,27 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A checked scenario."""
+    """A checked scenario.   axes, cells: of its grid; without one, the scenario is its only cell."""
 
     name: str
     spec: RunSpec
     simulation: SimulationOptions
     expectations: tuple[Expectation, ...]
+    axes: tuple[Axis, ...] = ()
+    cells: tuple[Cell, ...] = ()
 
     def with_seed(self, seed: int) -> Scenario:
         """The same under another seed."""
         run = msgspec.structs.replace(self.spec.run, seed=seed)
         return replace(self, spec=msgspec.structs.replace(self.spec, run=run))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell of a grid: the case it has on each axis, and the scenario without grid and expectations."""
+
+    cases: Mapping[str, str]
+    scenario: Scenario
 
 
 def shipped() -> tuple[str, ...]:
@@ -138,12 +153,39 @@ def load(
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
     flags = {"simulation.peers": peers, "simulation.engine": engine, "run.rounds": rounds, "run.seed": seed}
-    for key, value in flags.items():
-        if value is not None:
-            _put(table, key, value)
+    given = {key: value for key, value in flags.items() if value is not None}
+    for key, value in given.items():
+        _put(table, key, value)
     for setting in settings:
         set_key(table, setting)
-    return _decode(table, where, Path(name).stem)
+    scenario = decode(table, where, Path(name).stem)
+    varied = {key for axis in scenario.axes for case in axis.cases for key in case.settings}
+    for key in (*given, *(setting.partition("=")[0].strip() for setting in settings)):
+        if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in varied):
+            raise ConfigError(
+                f"{key} is varied by the grid of {where}; set simulation.grid itself,"
+                " as in --set 'simulation.grid={\"learner.optimizer.lr\"=[0.1, 0.2]}'"
+            )
+    return scenario
+
+
+def decode(table: dict[str, Any], where: str, name: str) -> Scenario:
+    """The scenario in `table`, as read from TOML, with all cells of its grid.  Raises ConfigError."""
+    whole = _decode(table, where, name)
+    axes = grids.axes_of(whole.simulation.grid)
+    expect.check(whole.expectations, {axis.name: [case.label for case in axis.cases] for axis in axes})
+    cells = []
+    for cases, settings in grids.combinations(axes):
+        changed = copy.deepcopy(table)
+        for key, value in {**settings, "simulation.grid": {}, "simulation.expect": ()}.items():
+            _put(changed, key, value)
+        cells.append(
+            Cell(
+                cases=cases,
+                scenario=_decode(changed, f"{where}, {grids.shown(cases)}" if cases else where, name),
+            )
+        )
+    return replace(whole, axes=axes, cells=tuple(cells))
 
 
 def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
