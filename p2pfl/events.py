@@ -22,42 +22,11 @@ from numpy.typing import NDArray
 from p2pfl.ids import PeerId, RunId
 
 __all__ = [
-    "Vector",
-    "Metrics",
-    "Kind",
-    "Header",
-    "Hello",
-    "Ack",
-    "Statement",
-    "Notice",
-    "Roster",
-    "Body",
-    "Message",
-    "Snapshot",
-    "Fact",
-    "Started",
-    "Trained",
-    "Evaluated",
-    "Offered",
-    "Received",
-    "Faulted",
-    "Connected",
-    "Disconnected",
-    "Commanded",
-    "Event",
-    "Train",
-    "Evaluate",
-    "Commit",
-    "Note",
-    "Send",
-    "Fetch",
-    "Refuse",
-    "Dial",
-    "HangUp",
-    "Penalise",
-    "Finish",
-    "Effect",
-]
+    "Vector", "Metrics", "Kind", "Header", "Hello", "Ack", "Statement", "Notice", "Roster", "Body",
+    "Message", "Snapshot", "Fact", "Started", "Trained", "Evaluated", "Offered", "Received", "Faulted",
+    "Connected", "Disconnected", "Commanded", "Event", "Train", "Evaluate", "Commit", "Note", "Send",
+    "Fetch", "Refuse", "Dial", "HangUp", "Penalise", "Finish", "Effect",
+]  # fmt: skip
 
 Vector: TypeAlias = NDArray[np.float32]
 Metrics: TypeAlias = Mapping[str, float]
@@ -250,10 +219,11 @@ class Offered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A verified message from `peer`, whole."""
+    """A verified message from `peer`, whole.  `frame`: of a STATEMENT, as it travelled, for a proof."""
 
     peer: PeerId
     message: Message
+    frame: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,10 +293,16 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Make `snapshot` durable, then go on.  `facts` are the round's row and log lines."""
+    """Make `snapshot` durable, then go on.  `facts` are the round's row and log lines.
+
+    With it become durable: `decisions`, entries of the audit log as trust/decisions.py chains them, and
+    `proofs` of who equivocated (trust/audit.py), which never change again.
+    """
 
     snapshot: Snapshot
     facts: tuple[Fact, ...] = ()
+    decisions: tuple[bytes, ...] = ()
+    proofs: tuple[tuple[PeerId, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

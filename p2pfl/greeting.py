@@ -42,6 +42,7 @@ def hello(state: State, peer: PeerId, header: Header, said: Hello) -> None:
         )
         state.fact("first model differs", "error", peer=peer)
         return
+    written_off = state.links.written_off
     verdict, refused, changed = state.links.meet(peer, header.incarnation, said, state.incarnation)
     if verdict is Meeting.RETIRED:
         state.send(peer, Kind.NOTICE, Notice(code="retired", text="begin anew: the books on you are closed"))
@@ -51,6 +52,8 @@ def hello(state: State, peer: PeerId, header: Header, said: Hello) -> None:
         return
     if changed:
         state.fact("neighbour began anew", "warning", peer=peer, written_off=state.links.written_off)
+        lost = state.links.written_off - written_off
+        state.decide("write-off", peer, "began-anew", rule="incarnation", weight=lost)
         one.state, one.head, one.sent = None, None, 0
     for entry in refused:
         state.mass.absorb([(entry.w, state.pool.get(entry.header.digest))])
@@ -95,6 +98,13 @@ def rebirth(state: State, reason: str) -> None:
     state.links.entered = state.links.written_off = 0.0
     state.pool.retain(set())
     state.fact("began anew", "warning", reason=reason, incarnation=state.incarnation)
+    state.decide(
+        "incarnation",
+        state.me,
+        "began-anew",
+        rule="incarnation",
+        digest=state.incarnation.to_bytes(8, "big"),
+    )
     state.commit()
     for peer in state.neighbours.connected():
         state.neighbours[peer].up = False

@@ -16,8 +16,9 @@ from p2pfl.errors import StoreError
 from p2pfl.events import Snapshot, Vector
 from p2pfl.gossip.links import InEdge, OutEdge
 from p2pfl.trust.audit import Head
+from p2pfl.trust.decisions import LogHead
 
-__all__ = ["Ledger", "Pool", "read", "write"]
+__all__ = ["Ledger", "Pool", "decode", "read", "write"]
 
 # The layout of this document; a reader refuses another one instead of guessing.
 _VERSION = 1
@@ -44,6 +45,11 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     entered: float = 0.0
     written_off: float = 0.0
     head: Head | None = None
+    # The content of the statement that `head` is of, and where the audit log ends.
+    statement: bytes = b""
+    log: LogHead = LogHead()
+    # The last statement of each neighbour as it travelled: header, signature and all.
+    witnessed: dict[str, bytes] = {}
     consortium: bytes = b""
     left: list[str] = []
     learner_state: bytes = b""
@@ -84,10 +90,10 @@ def write(ledger: Ledger, x: Vector, model: Vector | None, pool: Pool) -> Snapsh
     return Snapshot(arrays=arrays, ledger=msgspec.msgpack.encode(ledger))
 
 
-def read(snapshot: Snapshot) -> tuple[Ledger, Vector, Vector | None, Pool]:
-    """The inverse of `write`.  Raises StoreError when the document is not one this version wrote."""
+def decode(data: bytes) -> Ledger:
+    """The document alone, which a snapshot calls `ledger`.  Raises StoreError as `read` does."""
     try:
-        ledger = msgspec.msgpack.decode(snapshot.ledger, type=Ledger)
+        ledger = msgspec.msgpack.decode(data, type=Ledger)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise StoreError(
             f"the saved state cannot be read ({error}); it may come from another version of p2pfl: "
@@ -95,6 +101,12 @@ def read(snapshot: Snapshot) -> tuple[Ledger, Vector, Vector | None, Pool]:
         ) from error
     if ledger.version != _VERSION:
         raise StoreError(f"the saved state has layout {ledger.version}, this p2pfl reads {_VERSION}")
+    return ledger
+
+
+def read(snapshot: Snapshot) -> tuple[Ledger, Vector, Vector | None, Pool]:
+    """The inverse of `write`.  Raises StoreError when the document is not one this version wrote."""
+    ledger = decode(snapshot.ledger)
     arrays: Mapping[str, NDArray[Any]] = snapshot.arrays
     bodies = {n.removeprefix(_PAYLOAD): a for n, a in arrays.items() if n.startswith(_PAYLOAD)}
     missing = [

@@ -374,20 +374,7 @@ class Peer:
                 peer = PeerId(str(arguments.get("peer", "")))
                 state.emit(Dial(peer=peer, addresses=tuple(arguments.get("addresses", ()))))
             case _:
-                before_all = state.consortium.to_bytes()
-                accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
-                for fact in state.consortium.command(event.verb, arguments, state.now):
-                    state.fact(fact.event, fact.level, **fact.fields)
-                if state.consortium.to_bytes() == before_all:
-                    return
-                roster.enforce(state)
-                state.commit()
-                for peer, before in accepting.items():
-                    after = state.consortium.accepts(peer)
-                    if after != before and state.neighbours[peer].up:
-                        state.send(peer, Kind.NOTICE, Notice(code="accepted" if after else "not-accepted"))
-                if event.verb != "set":
-                    roster.spread(state)
+                roster.command(state, event)
 
 
 def _checked(event: Trained, d: int) -> Trained:

@@ -7,9 +7,11 @@ judgement that does not (not now) is only said, and the share is offered again.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
-from p2pfl import greeting
+from p2pfl import greeting, witness
 from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
@@ -172,7 +174,7 @@ def received(state: State, event: Received) -> None:
                 reason = ack.refused.get(entry.seq, "")
                 state.fact("share refused", "warning", peer=peer, seq=entry.seq, reason=reason)
         case Statement() as statement if one.up and header.incarnation == one.incarnation:
-            _statement(state, peer, header, statement)
+            _statement(state, peer, header, statement, event.frame)
         case Notice() as notice:
             _notice(state, peer, notice)
         case np.ndarray() as body if wanted is not None and one.up and header.incarnation == one.incarnation:
@@ -209,7 +211,7 @@ def _vector(
         state.neighbours[peer].state = (header.round + 1, body)
 
 
-def _statement(state: State, peer: PeerId, header: Header, statement: Statement) -> None:
+def _statement(state: State, peer: PeerId, header: Header, statement: Statement, frame: bytes) -> None:
     one = state.neighbours[peer]
     one.sent = max(one.sent, min(header.edge_seq, state.links.edge_from(peer).absorbed + WINDOW))
     _heard(state, peer, header)
@@ -228,11 +230,31 @@ def _statement(state: State, peer: PeerId, header: Header, statement: Statement)
     ):
         state.fault(peer, "statement")
     elif link == "equivocation":
-        state.fault(peer, "equivocation")
+        _equivocated(state, peer, frame)
     elif not _is_as_offered(state, one.offer, stated, statement.salt):
         state.fault(peer, "commitment")
-    elif link != "old":
+    elif link not in ("old", "repeat"):
         one.head = head
+        state.witness(peer, frame)
+
+
+def _equivocated(state: State, peer: PeerId, frame: bytes) -> None:
+    """Two stories under one number, which nobody honest tells: deny `peer`, and keep the proof."""
+    state.fault(peer, "equivocation")
+    try:
+        evidence = witness.prove(state.witnessed.get(peer, b""), frame)
+    except RemoteError:
+        # Where messages carry no signatures, in a simulation, there is nothing to show to others.
+        evidence = b""
+    else:
+        state.proofs.append((peer, evidence))
+    digest = hashlib.sha256(evidence).digest()
+    state.fact("equivocation proved", "error", peer=peer, round=state.round, proof=digest.hex())
+    state.decide("equivocation", peer, "denied", rule="proof", digest=digest)
+    for fact in state.consortium.command("ban", {"peer": peer}, state.now):
+        state.fact(fact.event, fact.level, **fact.fields)
+    rosters.enforce(state)
+    state.commit()
 
 
 def _is_as_offered(state: State, offer: Header | None, stated: RoundStatement, salt: bytes) -> bool:
@@ -259,6 +281,7 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
                 state.left.add(peer)
                 lost = state.links.write_off(peer)
                 state.fact("member left", peer=peer, written_off=lost)
+                state.decide("write-off", peer, "left", rule="notice", weight=lost)
                 state.commit()
         case "finished":
             one.over = True

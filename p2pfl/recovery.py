@@ -8,8 +8,11 @@ from p2pfl import ledger as ledgers
 from p2pfl.errors import P2PFLError
 from p2pfl.events import Started
 from p2pfl.gossip.links import Links
+from p2pfl.ids import PeerId
 from p2pfl.mass import Mass
 from p2pfl.state import State
+from p2pfl.trust.audit import head_of
+from p2pfl.witness import statement_in
 
 __all__ = ["restore"]
 
@@ -38,7 +41,10 @@ def restore(state: State, event: Started, k: int) -> None:
     state.begun, state.round, state.nominal = ledger.begun, ledger.round, ledger.nominal
     state.starters = ledger.starters
     state.pooled = None if ledger.pooled is None else np.array(ledger.pooled)
-    state.head = ledger.head
+    state.head, state.statement, state.log = ledger.head, ledger.statement, ledger.log
+    for name, frame in ledger.witnessed.items():
+        state.witnessed[name] = frame
+        state.neighbours[PeerId(name)].head = head_of(statement_in(frame))
     state.left, state.initial_digest = set(ledger.left), ledger.initial_digest
     state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
     state.finished, state.held, state.leaving = ledger.finished, ledger.held, ledger.leaving

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from p2pfl.events import HangUp, Kind, Roster
+from p2pfl.events import Commanded, Fact, HangUp, Kind, Notice, Roster
 from p2pfl.ids import PeerId
 from p2pfl.state import State
+from p2pfl.trust import membership
+from p2pfl.trust.membership import Membership
 
-__all__ = ["enforce", "learn", "spread", "tick"]
+__all__ = ["command", "enforce", "learn", "spread", "tick"]
 
 # Address news passed on at once between two ticks, beyond four a member; what is more waits for the next
 # tick, so that a member that keeps moving, or says so, costs others no more than that.
@@ -21,6 +23,7 @@ def learn(state: State, roster: Roster, said_by: PeerId | None = None) -> tuple[
     before = state.consortium.membership
     outcome = state.consortium.merge(roster, state.now)
     if state.consortium.membership is not before:
+        _decide_members(state, before)
         enforce(state)
         state.fact("roster changed", members=len(state.members()))
         state.commit()
@@ -30,6 +33,49 @@ def learn(state: State, roster: Roster, said_by: PeerId | None = None) -> tuple[
         if not _is_flooded(state):
             spread(state, but=said_by)
     return outcome.faults
+
+
+def _decide_members(state: State, before: Membership) -> None:
+    """Put into the audit log who was admitted or revoked since `before`."""
+    now = state.consortium.membership
+    for peer in sorted(now.certificates.keys() - before.certificates.keys()):
+        state.decide("admission", peer, "admitted", rule="quorum")
+    for peer in sorted(now.revocations):
+        if membership.is_revoked(now, peer) and not membership.is_revoked(before, peer):
+            state.decide("admission", peer, "revoked", rule="quorum")
+
+
+def command(state: State, event: Commanded) -> None:
+    """Carry out a decision of this site's own people, keep it, and tell those whom it is about."""
+    before, members = state.consortium.to_bytes(), state.consortium.membership
+    accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
+    for fact in state.consortium.command(event.verb, event.arguments, state.now):
+        state.fact(fact.event, fact.level, **fact.fields)
+        _decided(state, fact)
+    _decide_members(state, members)
+    if state.consortium.to_bytes() == before:
+        return
+    enforce(state)
+    state.commit()
+    for peer, accepted in accepting.items():
+        accepts = state.consortium.accepts(peer)
+        if accepts != accepted and state.neighbours[peer].up:
+            state.send(peer, Kind.NOTICE, Notice(code="accepted" if accepts else "not-accepted"))
+    if event.verb != "set":
+        spread(state)
+
+
+def _decided(state: State, fact: Fact) -> None:
+    peer = str(fact.fields.get("peer", ""))
+    match fact.event:
+        case "member banned":
+            state.decide("level", peer, "banned", rule="site")
+        case "trust forgotten":
+            state.decide("level", peer, "default", rule="site")
+        case "trust set":
+            for way in ("share", "accept"):
+                if fact.fields[way] is not None:
+                    state.decide("level", peer, f"{way}-{fact.fields[way]}", rule="site")
 
 
 def tick(state: State) -> None:
@@ -66,6 +112,7 @@ def enforce(state: State) -> None:
         if standing != "banned" and state.links.is_open(peer):
             lost = state.links.write_off(peer)
             state.fact("member gone", "warning", peer=peer, standing=standing, written_off=lost)
+            state.decide("write-off", peer, standing, rule="membership", weight=lost)
         if state.neighbours[peer].connected:
             if standing == "revoked":
                 # So that it learns why.

@@ -143,8 +143,20 @@ def is_quorate(state: State, number: int, heard: list[PeerId]) -> bool:
 
 def settle(state: State) -> tuple[int, list[PeerId]]:
     """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit)."""
-    merged, moved = state.links.collect()
-    state.mass.absorb([(a.header.weights[0], a.body) for _, a in merged if a.body is not None])
+    settled, moved = state.links.collect()
+    for peer, arrival in settled:
+        header = arrival.header
+        state.decide(
+            "share",
+            peer,
+            arrival.reason or "absorbed",
+            rule="screening" if arrival.reason else state.spec.gossip.averaging.kind,
+            weight=0.0 if arrival.reason else header.weights[0],
+            seq=header.edge_seq,
+            digest=header.digest,
+        )
+    merged = [(a.header.weights[0], a.body) for _, a in settled if a.body is not None]
+    state.mass.absorb(merged)
     return len(merged), [PeerId(p) for p in moved]
 
 
@@ -297,8 +309,9 @@ def _state_the_round(state: State, offers: list[Send], w_before: float) -> list[
         weight_before=w_before,
         weight_after=state.mass.w,
         model_digest=state.digest_of_model(),
+        log_head=state.log.hash,
     )
-    state.head = audit.head_of(content)
+    state.statement, state.head = content, audit.head_of(content)
     said = []
     for peer in state.neighbours.up():
         header = state.header(peer, Kind.STATEMENT, edge_seq=state.links.edge_to(peer).sent)

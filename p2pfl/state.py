@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -32,7 +33,9 @@ from p2pfl.mass import Mass
 from p2pfl.neighbours import Neighbours
 from p2pfl.run import RunSpec
 from p2pfl.schedule import Schedule
-from p2pfl.trust.audit import Head
+from p2pfl.trust import decisions
+from p2pfl.trust.audit import MAX_WITNESSED, Head
+from p2pfl.trust.decisions import Decision, LogHead
 
 __all__ = ["Phase", "State"]
 
@@ -77,6 +80,11 @@ class State:
     pool: ledgers.Pool = field(default_factory=ledgers.Pool)
     pooled: NDArray[np.float64] | None = None
     head: Head | None = None
+    # The content that `head` is of, and where the audit log ends.
+    statement: bytes = b""
+    log: LogHead = field(default_factory=LogHead)
+    # The last statement of each neighbour, as it travelled.
+    witnessed: dict[str, bytes] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
     learner_state: bytes = b""
     initial_digest: bytes = b""
@@ -87,6 +95,8 @@ class State:
     now: float = 0.0
     effects: list[Effect] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+    decisions: list[bytes] = field(default_factory=list)
+    proofs: list[tuple[PeerId, bytes]] = field(default_factory=list)
     neighbours: Neighbours = field(default_factory=Neighbours)
     schema_hash: bytes = b""
     statistics: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -121,6 +131,46 @@ class State:
     def fact(self, event: str, level: str = "info", **fields: Any) -> None:
         """Note something for the log and the tables; it leaves with the next Commit."""
         self.facts.append(Fact(event=event, level=level, fields=fields))
+
+    def decide(
+        self,
+        type: str,  # noqa: A002 - as the audit log calls it
+        peer: str,
+        verdict: str,
+        *,
+        rule: str,
+        weight: float = 0.0,
+        distance: float | None = None,
+        seq: int = 0,
+        digest: bytes = b"",
+    ) -> None:
+        """Write a row of the audit log; it leaves with the next Commit, its head with the next statement.
+
+        The arguments are those of `trust.decisions.Decision`; a number that is not finite is left out.
+        """
+        made = Decision(
+            i=self.log.rows + 1,
+            at=self.now,
+            round=self.round,
+            type=type,
+            peer=peer,
+            rule=rule,
+            verdict=verdict,
+            weight=weight if math.isfinite(weight) else 0.0,
+            distance=distance if distance is not None and math.isfinite(distance) else None,
+            seq=seq,
+            digest=digest,
+        )
+        self.log, entry = decisions.extend(self.run, self.log, made)
+        self.decisions.append(entry)
+
+    def witness(self, peer: PeerId, frame: bytes) -> None:
+        """Keep the last statement of `peer`, as it travelled; the next Commit makes it durable."""
+        self.witnessed.pop(peer, None)
+        if frame:
+            self.witnessed[peer] = frame
+        if len(self.witnessed) > MAX_WITNESSED:
+            del self.witnessed[next(iter(self.witnessed))]
 
     def fault(self, peer: PeerId, kind: str) -> None:
         """`peer` broke the protocol."""
@@ -162,7 +212,7 @@ class State:
         self.send(peer, Kind.HELLO, hello, edge_seq=self.greetings)
 
     def commit(self) -> None:
-        """Ask for everything durable to be written, with the facts gathered since the last time."""
+        """Ask for everything durable to be written, with the facts and decisions since the last time."""
         self.pool.retain({entry.header.digest.hex() for _, entry in self.links.unresolved()})
         ledger = ledgers.Ledger(
             run=self.run,
@@ -180,6 +230,9 @@ class State:
             entered=self.links.entered,
             written_off=self.links.written_off,
             head=self.head,
+            statement=self.statement,
+            log=self.log,
+            witnessed=dict(self.witnessed),
             consortium=self.consortium.to_bytes(),
             left=sorted(self.left),
             learner_state=self.learner_state,
@@ -190,8 +243,15 @@ class State:
         )
         model = self.mass.model if self.mass.w == 0 else None
         snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool)
-        self.emit(Commit(snapshot=snapshot, facts=tuple(self.facts)))
-        self.facts = []
+        self.emit(
+            Commit(
+                snapshot=snapshot,
+                facts=tuple(self.facts),
+                decisions=tuple(self.decisions),
+                proofs=tuple(self.proofs),
+            )
+        )
+        self.facts, self.decisions, self.proofs = [], [], []
 
     # --- questions -----------------------------------------------------------------------------------
 

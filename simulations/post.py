@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import RemoteError
-from p2pfl.events import Event, Faulted, Header, Message, Offered, Received
+from p2pfl.events import Event, Faulted, Header, Kind, Message, Offered, Received
 from p2pfl.net import messages
 from p2pfl.trust.envelope import signer_of, verify_signed
 
@@ -85,9 +85,8 @@ class Post:
             header, body = messages.open_frame(frame, verify_signed)
             if header.kind in messages.VECTOR_KINDS:
                 return Offered(peer=name, header=header)
-            return Received(
-                peer=name, message=Message(header=header, body=messages.decode_body(header, body))
-            )
+            message = Message(header=header, body=messages.decode_body(header, body))
+            return Received(peer=name, message=message, frame=frame if header.kind is Kind.STATEMENT else b"")
         except RemoteError as error:
             return Faulted(peer=name, reason=str(error))
 

@@ -274,9 +274,10 @@ class Links:
     def collect(self) -> tuple[list[tuple[str, Arrival]], list[str]]:
         """Settle what can be, in (peer, seq) order.
 
-        Returns (arrivals to merge, peers whose watermark moved).  The caller commits, then acknowledges.
+        Returns (arrivals settled, those with a reason refused and the others to be merged; peers whose
+        watermark moved).  The caller commits, then acknowledges.
         """
-        merged: list[tuple[str, Arrival]] = []
+        settled: list[tuple[str, Arrival]] = []
         moved: list[str] = []
         for peer in sorted(self._arrivals):
             held, edge = self._arrivals[peer], self.edge_from(peer)
@@ -287,11 +288,11 @@ class Links:
                     edge.refused = {**edge.refused, edge.absorbed: arrival.reason}
                 else:
                     edge.absorbed_w += arrival.header.weights[0]
-                    merged.append((peer, arrival))
+                settled.append((peer, arrival))
             if edge.absorbed > before:
                 moved.append(peer)
                 edge.refused = {s: r for s, r in edge.refused.items() if s > edge.absorbed - _VERDICTS}
-        return merged, moved
+        return settled, moved
 
     def ack(self, peer: str) -> Ack:
         """My acknowledgement to `peer`, as of the last commit."""

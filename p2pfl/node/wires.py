@@ -17,7 +17,18 @@ import trio
 from numpy.typing import NDArray
 
 from p2pfl.errors import P2PFLError, RemoteError, UnreachableError
-from p2pfl.events import Connected, Disconnected, Event, Faulted, Header, Message, Notice, Offered, Received
+from p2pfl.events import (
+    Connected,
+    Disconnected,
+    Event,
+    Faulted,
+    Header,
+    Kind,
+    Message,
+    Notice,
+    Offered,
+    Received,
+)
 from p2pfl.ids import PeerId
 from p2pfl.net import messages
 from p2pfl.net.transport import Closed, Fault, Frame, Offer, Opened, Transport
@@ -175,7 +186,8 @@ class Wires:
         if isinstance(message.body, Notice) and message.body.code in ("ping", "pong"):
             self._pinged(peer, message.body)
         else:
-            await self._tell(Received(peer=peer, message=message))
+            frame = data if header.kind is Kind.STATEMENT else b""
+            await self._tell(Received(peer=peer, message=message, frame=frame))
 
     def _offer_of(self, peer: PeerId, header: Header) -> Offer | None:
         queue = self._offers.get(_key(peer, header))

@@ -1,9 +1,10 @@
 """Round statements: each peer's signed chain of what it did, and proofs against who tells two stories.
 
 Theory of operation.  After every Commit a peer states, to all its neighbours in the same bytes, the round,
-its weight before and after, its model's digest, and one salted commitment for each share it sent.  Each
-statement names the hash of the one before.  A recipient gets the salt of its own edge: it can check what it
-received against what everyone was told, and learns nothing of the other edges.
+its weight before and after, its model's digest, one salted commitment for each share it sent, and the head of
+its audit log (trust/decisions.py).  Each statement names the hash of the one before.  A recipient gets the
+salt of its own edge: it can check what it received against what everyone was told, and learns nothing of the
+other edges.
 
 Equivocation.  A statement is committed to disk before it is sent and a resend is the same bytes, so an honest
 peer never signs two different statements with one number within one boot session.  Two such are a proof that
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_COMMITMENTS",
     "MAX_STATEMENT_BYTES",
     "MAX_EVIDENCE_BYTES",
+    "MAX_WITNESSED",
     "MIN_SALT_BYTES",
     "MAX_SALT_BYTES",
     "RoundStatement",
@@ -46,14 +48,19 @@ __all__ = [
     "Parse",
     "encode_evidence",
     "verify_evidence",
+    "verified",
+    "encode_witness",
+    "decode_witness",
 ]
 
 # One per out-edge: a complete graph of 1,024 peers.
 MAX_COMMITMENTS = 1024
-# MAX_COMMITMENTS of 32 bytes and about 250 of the rest; a body of the protocol may have 56 KiB.
+# MAX_COMMITMENTS of 32 bytes and about 290 of the rest; a body of the protocol may have 56 KiB.
 MAX_STATEMENT_BYTES = 34 * 1024
 # Two frames of the transport, 64 KiB each.
 MAX_EVIDENCE_BYTES = 2 * 64 * 1024 + 1024
+# Neighbours whose last statement is kept: eight times a full mesh; a document has room for no more.
+MAX_WITNESSED = 256
 # 128 bits hide even a share that can be guessed.
 MIN_SALT_BYTES = 16
 MAX_SALT_BYTES = 32
@@ -67,6 +74,7 @@ class RoundStatement:
 
     number: one more each.   prev: SHA-256 of the content before, empty for the first of a chain.
     commitments: sorted, so that their order tells nothing.   model_digest: SHA-256, empty when not stated.
+    log_head: of the audit log, empty while that has no row.
     """
 
     number: int
@@ -80,6 +88,7 @@ class RoundStatement:
     weight_before: float
     weight_after: float
     model_digest: bytes = b""
+    log_head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +150,7 @@ def link(
     weight_before: float,
     weight_after: float,
     model_digest: bytes = b"",
+    log_head: bytes = b"",
 ) -> bytes:
     """The content of a new statement, to be committed before it is sent.
 
@@ -159,6 +169,7 @@ def link(
         weight_before=float(weight_before),
         weight_after=float(weight_after),
         model_digest=model_digest,
+        log_head=log_head,
     )
     try:
         content = encode_statement(statement)
@@ -183,13 +194,14 @@ def encode_statement(statement: RoundStatement) -> bytes:
             9: statement.weight_before,
             10: statement.weight_after,
             11: statement.model_digest,
+            12: statement.log_head,
         }
     )
 
 
 def decode_statement(content: bytes) -> RoundStatement:
     """The statement in `content`.  Raises RemoteError."""
-    document = encoding.unpack(content, "a statement", keys=range(1, 12), limit=MAX_STATEMENT_BYTES)
+    document = encoding.unpack(content, "a statement", keys=range(1, 13), limit=MAX_STATEMENT_BYTES)
     commitments = encoding.rows(
         document[8], "a statement's commitments", size_bytes=DIGEST_BYTES, most=MAX_COMMITMENTS
     )
@@ -207,6 +219,7 @@ def decode_statement(content: bytes) -> RoundStatement:
         weight_before=encoding.number(document[9], "a statement's weight before", least=0.0),
         weight_after=encoding.number(document[10], "a statement's weight after", least=0.0),
         model_digest=encoding.digest(document[11], "a statement's model digest", may_be_empty=True),
+        log_head=encoding.digest(document[12], "a statement's log head", may_be_empty=True),
     )
 
 
@@ -284,7 +297,7 @@ def verify_evidence(data: bytes, *, parse: Parse, content_of: Callable[[bytes], 
     """
     document = encoding.unpack(data, "this evidence", keys=(1, 2), limit=MAX_EVIDENCE_BYTES)
     rows = [_row(document[1]), _row(document[2])]
-    contents = [_verified(row, parse, content_of) for row in rows]
+    contents = [verified(row, parse=parse, content_of=content_of) for row in rows]
     first, second = (decode_statement(content) for content in contents)
     if (first.sender, first.run) != (second.sender, second.run):
         raise RemoteError("no proof: the two statements are of different peers or runs")
@@ -297,7 +310,11 @@ def verify_evidence(data: bytes, *, parse: Parse, content_of: Callable[[bytes], 
     return first.sender
 
 
-def _verified(signed: Signed, parse: Parse, content_of: Callable[[bytes], bytes]) -> bytes:
+def verified(signed: Signed, *, parse: Parse, content_of: Callable[[bytes], bytes]) -> bytes:
+    """The content of a signed statement, after its signature, digest and sender are checked.
+
+    Raises RemoteError.
+    """
     sender, incarnation, boot_session, digest = parse(signed.header)
     if not verify_header(sender, signed.header, signed.signature):
         raise RemoteError("no proof: a signature does not verify")
@@ -308,6 +325,23 @@ def _verified(signed: Signed, parse: Parse, content_of: Callable[[bytes], bytes]
     if (stated.sender, stated.incarnation, stated.boot_session) != (sender, incarnation, boot_session):
         raise RemoteError("no proof: a statement and its header name different peers or sessions")
     return content
+
+
+def encode_witness(messages: Sequence[Signed]) -> bytes:
+    """Signed statements as one document, to be handed to whoever compares them.  Raises LocalError."""
+    if len(messages) > MAX_WITNESSED:
+        raise LocalError(f"a document has at most {MAX_WITNESSED} statements, not {len(messages)}")
+    return encoding.pack({1: [[s.header, s.signature, s.body] for s in messages]})
+
+
+def decode_witness(data: bytes) -> list[Signed]:
+    """The statements in what `encode_witness` or `encode_evidence` made, unverified.  Raises RemoteError."""
+    # A map of two entries is evidence.
+    if data[:1] == b"\x82":
+        document = encoding.unpack(data, "this evidence", keys=(1, 2), limit=MAX_EVIDENCE_BYTES)
+        return [_row(document[1]), _row(document[2])]
+    document = encoding.unpack(data, "this document", keys=(1,), limit=MAX_WITNESSED * MAX_EVIDENCE_BYTES)
+    return [_row(row) for row in encoding.items(document[1], "its statements", most=MAX_WITNESSED)]
 
 
 def _row(value: object) -> Signed:

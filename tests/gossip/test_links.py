@@ -107,8 +107,8 @@ def test_a_refused_share_comes_back_to_its_sender_with_its_weight() -> None:
     a.push(B, share(2, w=0.5))
     b.arrive(A, Arrival(header=share(1), body=None, reason="norm"))
     b.arrive(A, Arrival(header=share(2, w=0.5), body=None))
-    merged, _ = b.collect()
-    assert [arrival.header.edge_seq for _, arrival in merged] == [2]
+    settled, _ = b.collect()
+    assert [(arrival.header.edge_seq, arrival.reason) for _, arrival in settled] == [(1, "norm"), (2, "")]
     returned = a.acknowledged(B, b.ack(A), INC[A])
     assert [entry.seq for entry in returned] == [1]
     assert a.edge_to(B).sent_w == 0.5
