@@ -16,7 +16,7 @@ from p2pfl.trust.gram import Floats
 __all__ = [
     "nearest_neighbour_mixing",
     "bucket_mixing",
-    "krum_scores",
+    "krum_order",
     "krum",
     "multi_krum",
     "bulyan_selection",
@@ -38,13 +38,6 @@ _MAX_STEPS = 1000
 _STEP = 1e-9
 # Unit vectors from float32 distances add up to this much too little or too much.
 _TIE = 1e-6
-
-
-def _smallest(values: Floats, count: int) -> Floats:
-    """1/count at the `count` smallest values, 0 elsewhere."""
-    chosen: Floats = np.zeros(len(values))
-    chosen[np.argsort(values, kind="stable")[:count]] = 1.0 / count
-    return chosen
 
 
 def nearest_neighbour_mixing(between: Floats, f: int) -> Floats:
@@ -71,12 +64,16 @@ def bucket_mixing(order: NDArray[np.int64], size: int) -> Floats:
     return averaging
 
 
-def krum_scores(between: Floats, f: int) -> Floats:
-    """The sum of each point's n - f smallest squared distances, its own 0 among them, (n,)."""
+def krum_order(between: Floats, f: int) -> NDArray[np.int64]:
+    """The points from the best Krum score, the sum of the n - f smallest squared distances, to the worst.
+
+    A point's distance 0 to itself is one of them, so with n - f = 2 the two closest points tie; of equal
+    scores the one nearer to all points comes first.
+    """
     keep = max(1, len(between) - f)
-    nearest = np.sort(between, axis=1)[:, :keep]
-    scores: Floats = nearest.sum(axis=1)
-    return scores
+    scores = np.sort(between, axis=1)[:, :keep].sum(axis=1)
+    order: NDArray[np.int64] = np.lexsort((between.sum(axis=1), scores))
+    return order
 
 
 def krum(between: Floats, f: int) -> Floats:
@@ -85,7 +82,7 @@ def krum(between: Floats, f: int) -> Floats:
     Source: Blanchard et al. 2017, "Machine learning with adversaries", section 4, with the n - f nearest of
     Allouah et al. 2023, appendix 8.1.3, in place of n - f - 2, for which kappa is proved.
     """
-    return _smallest(krum_scores(between, f), 1)
+    return multi_krum(between, f, 1)
 
 
 def multi_krum(between: Floats, f: int, m: int | None = None) -> Floats:
@@ -94,7 +91,10 @@ def multi_krum(between: Floats, f: int, m: int | None = None) -> Floats:
     Source: Blanchard et al. 2017, section 5.
     """
     n = len(between)
-    return _smallest(krum_scores(between, f), min(n, m or max(1, n - f)))
+    chosen = krum_order(between, f)[: min(n, m or max(1, n - f))]
+    weights: Floats = np.zeros(n)
+    weights[chosen] = 1.0 / len(chosen)
+    return weights
 
 
 def bulyan_selection(between: Floats, f: int) -> list[int]:
@@ -106,7 +106,7 @@ def bulyan_selection(between: Floats, f: int) -> list[int]:
     left = np.arange(len(between))
     picked = []
     for _ in range(max(1, len(between) - 2 * f)):
-        best = int(krum_scores(between[np.ix_(left, left)], f).argmin())
+        best = int(krum_order(between[np.ix_(left, left)], f)[0])
         picked.append(int(left[best]))
         left = np.delete(left, best)
     return sorted(picked)
@@ -226,7 +226,10 @@ def nearest_to_anchor(distances: Floats, f: int) -> Floats:
 
     Source: Farhadkhani et al. 2023, arXiv:2209.10931, algorithm 1 (nearest-neighbour averaging).
     """
-    return _smallest(distances, max(1, len(distances) - f))
+    keep = max(1, len(distances) - f)
+    weights: Floats = np.zeros(len(distances))
+    weights[np.argsort(distances, kind="stable")[:keep]] = 1.0 / keep
+    return weights
 
 
 def ubar(distances: Floats, others: Floats, losses: Floats, own_loss: float, *, keep: int) -> Floats:

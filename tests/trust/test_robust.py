@@ -19,6 +19,7 @@ NAMES = [
     *RULES,
     *(f"{pre}+{rule}" for pre in robust.PRE for rule in RULES if rule not in ("ubar", "fltrust")),
 ]
+TIED_BY_NNM = {"nnm+krum", "nnm+multi-krum", "nnm+bulyan", "nnm+meamed"}
 BIG = np.float32(3e38)
 
 
@@ -115,8 +116,8 @@ def test_no_finite_row_gives_the_anchor_and_without_one_nothing_finite() -> None
 @given(st.integers(0, 10**6), st.integers(3, 12), st.integers(1, 40), st.sampled_from(NAMES))
 @settings(max_examples=300, deadline=None)
 def test_the_order_of_the_rows_does_not_matter(seed: int, n: int, d: int, rule: str) -> None:
-    # Buckets go by the order; NNM makes pairs of equal rows, between which Krum has nothing to choose by.
-    assume("bucketing" not in rule and rule not in ("nnm+krum", "nnm+multi-krum", "nnm+bulyan"))
+    # Buckets go by the order; NNM makes groups of equal rows, between which these have nothing to choose by.
+    assume("bucketing" not in rule and rule not in TIED_BY_NNM)
     x = rows(seed, n, d)
     order = np.random.default_rng(seed).permutation(n)
     own = int(np.flatnonzero(order == 0)[0])
@@ -127,7 +128,9 @@ def test_the_order_of_the_rows_does_not_matter(seed: int, n: int, d: int, rule: 
         more["losses"] = order.astype(float)
     second = weigh(rule, x[order], f=f, **more)
     np.testing.assert_allclose(second.vector, first.vector, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(second.weights, first.weights[order], atol=1e-4)
+    if not rule.startswith("nnm+"):
+        # Mixes of the same rows are equal but for rounding, which decides which of them lies in the window.
+        np.testing.assert_allclose(second.weights, first.weights[order], atol=1e-4)
 
 
 def worst_ratio(rule: str, x: NDArray[np.float32], f: int, **more: Any) -> float:
