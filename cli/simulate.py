@@ -26,7 +26,9 @@ __all__ = ["simulate"]
 @click.command(epilog="Example: p2pfl simulate digits --seeds 0-4 --set learner.optimizer.lr=0.05")
 @click.argument("scenario", metavar="FILE|NAME")
 @click.option(
-    "--engine", type=click.Choice(["world"]), help="Real peers over an event queue.  [default: world]"
+    "--engine",
+    type=click.Choice(["world", "population"]),
+    help="Real peers over an event queue, or many as one matrix.  [default: world]",
 )
 @click.option("--peers", type=click.IntRange(min=1), help="How many sites, instead of the scenario's.")
 @click.option("--rounds", type=click.IntRange(min=0), help="Training rounds, instead of the scenario's.")

@@ -18,6 +18,7 @@ from p2pfl.trust import audit
 from p2pfl.trust.screening import MIN_WEIGHT
 
 __all__ = [
+    "FIT",
     "absent",
     "acknowledge",
     "begin",

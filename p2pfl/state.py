@@ -37,7 +37,7 @@ from p2pfl.trust import decisions
 from p2pfl.trust.audit import MAX_WITNESSED, Head
 from p2pfl.trust.decisions import Decision, LogHead
 
-__all__ = ["Phase", "State"]
+__all__ = ["Phase", "State", "seed_of"]
 
 
 class Phase(Enum):
@@ -274,5 +274,10 @@ class State:
 
     def seed(self, purpose: int) -> tuple[int, ...]:
         """Seeds for `numpy.random.default_rng`: no draw depends on another peer's."""
-        identity = int.from_bytes(hashlib.sha256(self.me.encode()).digest()[:8], "big")
-        return (self.spec.run.seed, purpose, identity, self.round)
+        return seed_of(self.spec.run.seed, purpose, self.me, self.round)
+
+
+def seed_of(run_seed: int, purpose: int, peer: PeerId, number: int) -> tuple[int, ...]:
+    """Seeds for a draw of `peer` in round `number`; `purpose` keeps draws of one round apart."""
+    identity = int.from_bytes(hashlib.sha256(peer.encode()).digest()[:8], "big")
+    return (run_seed, purpose, identity, number)

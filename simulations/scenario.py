@@ -25,6 +25,7 @@ from .churn import ChurnOptions
 from .expect import Expectation
 from .grid import Axis
 from .network import Partition
+from .population import Control
 
 __all__ = [
     "Cell",
@@ -80,13 +81,18 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     partition: how one data source becomes `peers` sites; `data` instead names a source for each.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
+    engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
+    control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
+    measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   expect, grid: see those modules.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
 
     peers: Annotated[int, Meta(ge=1, le=4096)] = 4
-    engine: Literal["world"] = "world"
+    engine: Literal["world", "population"] = "world"
+    control: Control = "none"
+    consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
     data: tuple[str, ...] = ()
     network: NetworkOptions = NetworkOptions()
@@ -206,12 +212,47 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     if not fits or min(fits) < 0:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
     simulation.network.link()
+    _check_engine(spec, simulation, where)
     return Scenario(
         name=name,
         spec=spec,
         simulation=simulation,
         expectations=tuple(expect.parse(text) for text in simulation.expect),
     )
+
+
+def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
+    """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
+    if simulation.engine == "world":
+        if simulation.control != "none" or simulation.consensus_every:
+            raise ConfigError(
+                f'{where}: simulation.control and consensus_every are for engine "population"; add'
+                " --engine population"
+            )
+        return
+    network, fits = simulation.network, simulation.fit_s
+    latency = network.latency_s if isinstance(network.latency_s, tuple) else (network.latency_s,) * 2
+    fit_s = max(fits) if isinstance(fits, tuple) else fits
+    checks = {
+        "simulation.churn": simulation.churn == ChurnOptions(),
+        "simulation.network.loss, duplication or reorder": not (
+            network.loss or network.duplication or network.reorder
+        ),
+        "simulation.network.bandwidth_mbit_s": not network.bandwidth_mbit_s,
+        "simulation.network.partitions": not network.partitions,
+        "simulation.network.latency_s as a range": latency[0] == latency[1],
+        "simulation.fit_s with unequal times": not isinstance(fits, tuple) or len(set(fits)) == 1,
+        "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
+        "simulation.crypto": not simulation.crypto,
+        "simulation.reference": simulation.reference == "none",
+        "run.members_at_start below simulation.peers": spec.run.members_at_start == simulation.peers,
+        "trust.max_norm": spec.trust.max_norm is None,
+        f"gossip.averaging {spec.gossip.averaging.kind!r}": spec.gossip.averaging.kind
+        in ("push-sum", "d-psgd"),
+    }
+    for what, can in checks.items():
+        if not can:
+            raise ConfigError(f"{where}: the population engine has no {what}; use --engine world")
 
 
 def set_key(table: dict[str, Any], setting: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from p2pfl.net.transport import INLINE_BODY_BYTES
 from . import churn, verdict
 from .churn import ChurnOptions
 from .machine import SimulatedSite
+from .population import Population
 from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
 from .world import World
@@ -61,10 +63,11 @@ def run_trial(
     """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
     spec, options = scenario.spec, scenario.simulation
     workload = cut(spec, options.peers, options.partition, sources=options.data)
-    world, wall_s = _run(scenario, workload, listener)
-    result = verdict.verdict(
-        _ran(world, wall_s), workload, spec, metric=options.metric, with_baselines=options.baselines
-    )
+    if options.engine == "population":
+        ran = _run_population(scenario, workload, listener)
+    else:
+        ran = _ran(*_run(scenario, workload, listener))
+    result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
     if options.reference == "perfect-network":
         result["reference"] = _reference(scenario, workload, result["metric"]["name"])
     return {**result, "scenario": scenario.name}
@@ -123,10 +126,67 @@ def _ran(world: World, wall_s: float) -> verdict.Ran:
         extra={
             "virtual_s": world.now,
             "events": world.events,
+            "online_loss": _online_loss(world),
             "events_per_s": world.events / max(wall_s, 1e-9),
             "peer_rounds_per_s": len(peers) * spec.run.rounds / max(wall_s, 1e-9),
         },
     )
+
+
+def _run_population(
+    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+) -> verdict.Ran:
+    began = time.perf_counter()
+    spec, options = scenario.spec, scenario.simulation
+    population = Population(
+        spec,
+        workload,
+        options.peers,
+        control=options.control,
+        consensus_every=options.consensus_every,
+        listener=listener,
+    )
+    population.run()
+    wall_s = time.perf_counter() - began
+    sent = population.sent_bodies * population.body_bytes()
+    return verdict.Ran(
+        engine="population",
+        models=list(population.models()),
+        mass=population.mass(),
+        bytes_sent=int(sent.sum()),
+        wall_s=wall_s,
+        rounds=spec.run.rounds,
+        per_peer=[
+            {
+                "peer_id": name,
+                "w": float(population.held.w[i]),
+                "entered": float(population.nominal[i]),
+                "written_off": 0.0,
+                "in_flight": 0.0,
+                "bytes_sent": int(sent[i]),
+                "finished": "done",
+                "failed_fits": int(population.faults[i]),
+            }
+            for i, name in enumerate(population.names)
+        ],
+        extra={
+            "control": options.control,
+            "online_loss": population.online_loss(),
+            "per_round": population.per_round,
+            "peer_rounds_per_s": options.peers * spec.run.rounds / max(wall_s, 1e-9),
+        },
+    )
+
+
+def _online_loss(world: World) -> float | None:
+    """The mean training loss over peers and rounds; None where no learner says."""
+    losses = [
+        float(fact.fields["loss"])
+        for machine in world.machines
+        for _, fact in machine.facts
+        if fact.event == "round committed" and fact.fields["loss"] is not None
+    ]
+    return math.fsum(losses) / len(losses) if losses else None
 
 
 def _reference(scenario: Scenario, workload: Workload, name: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pfl.errors import AggregationError
-from p2pfl.gossip.mixing import Floats, Kind, Mixer, Vectors, combine
+from p2pfl.gossip.mixing import Floats, Indices, Kind, Mixer, Vectors, combine
 
 __all__ = [
     "PUSH_SUM",
@@ -28,6 +28,7 @@ __all__ = [
     "local_step",
     "portion",
     "keep",
+    "split",
     "merge",
     "mass",
     "statistics",
@@ -107,6 +108,23 @@ def keep(state: PushSumState, portions: Sequence[PushSumState]) -> PushSumState:
     w + its portions equal the old w to one float64 rounding each, and x to one float32 rounding.
     """
     return _sum(state, portions, sign=-1.0)
+
+
+def split(state: PushSumState, fraction: Floats, count: Indices) -> tuple[PushSumState, PushSumState]:
+    """(the portion for each out-neighbour, what is left): `portion` and `keep` where degrees differ.
+
+    fraction: (n,) float64, of each of a peer's portions.   count: (n,) int64, how many it gives away.
+    x is reduced in one pass and has the same bits as by `keep`: x and its portion are whole multiples of the
+    portion's last bit, and float64 holds every difference of such exactly up to 2**27 portions.
+    """
+    part = portion(state, fraction)
+    x = combine([state.x, part.x], [None, -count.astype(np.float64)])
+    w, s = state.w.copy(), state.s.copy()
+    for given in range(int(count.max(initial=0))):
+        more = count > given
+        w[more] -= part.w[more]
+        s[more] -= part.s[more]
+    return part, PushSumState(x=x, w=w, s=s)
 
 
 def merge(state: PushSumState, incoming: Sequence[PushSumState]) -> PushSumState:

@@ -68,6 +68,22 @@ def models(n: int, d: int = 5, seed: int = 0) -> Vectors:
     return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
 
 
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-38, 1e-3, 1.0, 1e30]))
+def test_splitting_peers_of_any_degree_gives_the_bits_of_portion_and_keep(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(5, 7)) * 10.0 ** rng.integers(-3, 3, size=(5, 7)) * scale).astype(np.float32)
+    state = PushSumState(x=x, w=rng.uniform(1e-9, 3, size=5), s=rng.normal(size=(5, 2)))
+    count = rng.integers(1, 40, size=5)
+    part, left = push_sum.split(state, 1.0 / (count + 1), count)
+    for i, one in enumerate(one_by_one(state)):
+        portions = [push_sum.portion(one, np.array([1.0 / (count[i] + 1)]))] * count[i]
+        kept = push_sum.keep(one, portions)
+        for ours, theirs in ((part, portions[0]), (left, kept)):
+            assert ours.x[i].tobytes() == theirs.x[0].tobytes()
+            assert ours.w[i] == theirs.w[0]
+            assert ours.s[i].tolist() == theirs.s[0].tolist()
+
+
 def test_a_round_of_three_peers_is_as_worked_out_by_hand() -> None:
     # 0 -> 1, 1 -> 2, 2 -> 0 and 1; values 6, 0, 3: uniform parts 1/2, 1/2, 1/3.
     options = TopologyOptions(kind="explicit", edges=((0, 1), (1, 2), (2, 0), (2, 1)), directed=True)

@@ -1,0 +1,293 @@
+"""Many peers as one matrix: synchronous rounds on a perfect network, by the gossip kernels the peers use.
+
+A round is what `Peer` makes of it when nobody is late (p2pfl/rounds.py): fit from the model held, absorb what
+the in-neighbours gave in the round before, in PeerId order, add the local step, give parts away.  After the
+last round shares in flight are absorbed one by one, as a draining peer does.  Models, weights and pooled
+statistics are those of the world engine on a perfect network with equal speeds, bit for bit: the kernels, the
+order of their terms and the fits' random streams are the same, and rows do not depend on each other.
+
+Controls are what a scenario compares with and no agreement offers: `alone` never mixes; `centralised` has
+every site fit one model and takes the mean of their movements; `without-weights` splits as push-sum does and
+never divides by w; `row-stochastic` takes the plain mean of own and in-neighbours' models.
+
+Two arrays hold everything: `held`, and `sent`, what each peer gave every out-neighbour in the last round.
+`n` peers, `d` parameters, `k` statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from p2pfl.errors import LearnerError
+from p2pfl.events import Fact
+from p2pfl.gossip import averaging, push_sum, topology
+from p2pfl.gossip.averaging import mixer_of
+from p2pfl.gossip.mixing import Floats, Indices, Vectors, uniform_fraction
+from p2pfl.gossip.push_sum import PushSumState
+from p2pfl.learn.metrics import consensus_distance
+from p2pfl.mass import body_bytes
+from p2pfl.rounds import FIT
+from p2pfl.run import RunSpec
+from p2pfl.schedule import schedule
+from p2pfl.state import seed_of
+from p2pfl.trust.screening import MIN_WEIGHT
+
+from .crews import Crew, Fits, Job, muster
+from .inflow import Inflow, Weights, inflows
+from .machine import Listener, identities
+from .workload import Workload
+
+__all__ = ["Control", "Population"]
+
+Control = Literal["none", "alone", "centralised", "without-weights", "row-stochastic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edges:
+    """One round's graph: what each crew hears; the fraction each peer gives an out-neighbour, and how many."""
+
+    into: tuple[list[Inflow], ...]
+    fraction: Floats
+    count: Indices
+
+
+class Population:
+    """`n` peers in one run.  `step` until `is_over`, then `finish`; or `run`."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        workload: Workload,
+        n: int,
+        *,
+        control: Control = "none",
+        consensus_every: int = 0,
+        listener: Listener | None = None,
+    ) -> None:
+        """consensus_every: rounds between measurements of the consensus distance; 0 is never.
+
+        Raises ConfigError when it would not fit in memory, LearnerError when a learner cannot be built.
+        """
+        self.spec, self.n, self.control = spec, n, control
+        self.schedule = schedule(spec)
+        self.names = [identity.peer_id for identity in identities(n, spec.run.seed)]
+        mustered = muster(workload, spec, n)
+        self.crews = mustered.crews
+        weight = mustered.samples if spec.run.weights == "samples" else np.ones(n)
+        # What each peer counts with; a control's models have no weights of their own.
+        self.nominal = weight if control == "none" else np.ones(n)
+        self.held = push_sum.init(np.tile(mustered.theta, (n, 1)), self.nominal, mustered.statistics)
+        if control == "centralised":
+            self.held.s[:] = mustered.statistics.mean(axis=0)
+        x, s = np.zeros_like(self.held.x), np.zeros_like(self.held.s)
+        self.sent = PushSumState(x=x, w=np.zeros(n), s=s)
+        self.round = 0
+        self.pooled: Floats | None = None
+        self.faults = np.zeros(n, np.int64)
+        self.sent_bodies = np.zeros(n, np.int64)
+        self.per_round: list[dict[str, Any]] = []
+        self._losses: list[Floats] = []
+        self._shares = control == "without-weights" or (
+            control == "none" and mixer_of(spec.gossip.averaging).delivery == "share"
+        )
+        self._weights: Weights = (
+            "none" if self._shares else "uniform" if control == "row-stochastic" else "metropolis"
+        )
+        self._central = weight / weight.sum()
+        self._consensus_every, self._listener = consensus_every, listener
+        self._edges: dict[int, _Edges] = {}
+
+    # --- driving -------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every round was taken."""
+        return self.round >= self.schedule.total
+
+    def run(self) -> None:
+        """All rounds, and the end.  Raises LearnerError when every fit of a round fails."""
+        while not self.is_over:
+            self.step()
+        self.finish()
+
+    def step(self) -> None:
+        """One round of every peer.  Raises LearnerError when every fit of it fails."""
+        number, stage = self.round, self.schedule.stage(self.round)
+        if self.schedule.opening and number == self.schedule.opening:
+            self.pooled = self.held.s / self.held.w[:, None]
+        losses, moved, faults = np.full(self.n, np.nan), np.zeros(self.held.x.shape[1]), 0
+        before = self._edges_of(number - 1) if number else None
+        for index, crew in enumerate(self.crews):
+            own = _take(self.held, crew.peers)
+            fits, start = None, own.x
+            if stage == "training":
+                start = push_sum.debias(own)
+                fits = self._fit(crew, start)
+                losses[crew.peers] = fits.losses
+                faults += len(fits.faults)
+            if before is not None:
+                own = self._mixed(own, before.into[index])
+            if fits is not None and self.control == "centralised":
+                moved += (self._central[crew.peers, None] * (fits.ended - start)).sum(axis=0)
+            elif fits is not None:
+                own = push_sum.local_step(own, fits.ended - start, self.nominal[crew.peers])
+            _put(self.held, crew.peers, own)
+        if faults == self.n:
+            raise LearnerError(f"every fit of round {number} failed, the last so: {self._reason(fits)}")
+        if self.control == "centralised":
+            self.held.x[:] += moved.astype(np.float32)
+        if not self._is_apart:
+            self._give(self._edges_of(number))
+        self.round += 1
+        self._note(number, stage, losses)
+
+    def finish(self) -> None:
+        """Absorb the shares of the last round, one by one; states in flight count no more."""
+        if self._shares and self.round:
+            for crew, into in zip(self.crews, self._edges_of(self.round - 1).into, strict=True):
+                own = _take(self.held, crew.peers)
+                for inflow in into:
+                    some = _take(own, inflow.receivers)
+                    for senders in inflow.senders.T:
+                        some = push_sum.merge(some, [_take(self.sent, senders)])
+                    _put(own, inflow.receivers, some)
+                _put(self.held, crew.peers, self._forgotten(own))
+
+    # --- what came of it -----------------------------------------------------------------------------
+
+    def models(self) -> Vectors:
+        """The de-biased models, (n, d) float32."""
+        return push_sum.debias(self.held)
+
+    def online_loss(self) -> float | None:
+        """The mean training loss over peers and rounds; None where no learner says."""
+        losses = np.array(self._losses)
+        return float(np.nanmean(losses)) if np.isfinite(losses).any() else None
+
+    def body_bytes(self) -> int:
+        """Bytes of one body that travels."""
+        return body_bytes(self.held.x.shape[1], self.held.s.shape[1])
+
+    def mass(self) -> Mapping[str, float] | None:
+        """The sum of weights, after `finish`; None where models are states."""
+        if self.control != "none" or not self._shares:
+            return None
+        total, expected = push_sum.mass([self.held]), float(self.nominal.sum())
+        return {"sum": total, "expected": expected, "error": abs(total - expected) / expected}
+
+    # --- a round's parts -----------------------------------------------------------------------------
+
+    @property
+    def _is_apart(self) -> bool:
+        return self.control in ("alone", "centralised")
+
+    def _fit(self, crew: Crew, start: Vectors) -> Fits:
+        number, seed = self.round, self.spec.run.seed
+        fits = crew.fit(
+            start,
+            Job(
+                round=number,
+                seeds=[seed_of(seed, FIT, self.names[i], number) for i in crew.peers.tolist()],
+                progress=self.schedule.progress(number),
+                statistics=None if self.pooled is None else self.pooled[crew.peers],
+            ),
+        )
+        self.faults[crew.peers[list(fits.faults)]] += 1
+        return fits
+
+    def _mixed(self, own: PushSumState, into: list[Inflow]) -> PushSumState:
+        for inflow in into:
+            some = _take(own, inflow.receivers)
+            others = [_take(self.sent, senders) for senders in inflow.senders.T]
+            if inflow.weights is None:
+                some = push_sum.merge(some, others)
+            else:
+                W = inflow.weights
+                x = averaging.mix(some.x, [other.x for other in others], W)
+                s = W[:, :1] * some.s
+                for j, other in enumerate(others, start=1):
+                    s = s + W[:, j : j + 1] * other.s
+                some = PushSumState(x=x, w=some.w, s=s)
+            _put(own, inflow.receivers, some)
+        return self._forgotten(own)
+
+    def _forgotten(self, own: PushSumState) -> PushSumState:
+        if self.control != "without-weights":
+            return own
+        # A model is all that it holds: x is not divided by w, and what is kept of it is not counted as less.
+        return PushSumState(x=own.x, w=np.ones_like(own.w), s=own.s)
+
+    def _give(self, edges: _Edges) -> None:
+        for crew in self.crews:
+            peers = crew.peers
+            own = _take(self.held, peers)
+            if self._shares:
+                fraction, count = edges.fraction[peers], edges.count[peers]
+                # What a neighbour would have to refuse stays here.
+                is_too_small = fraction * own.w < MIN_WEIGHT
+                fraction, count = np.where(is_too_small, 0.0, fraction), np.where(is_too_small, 0, count)
+                part, kept = push_sum.split(own, fraction, count)
+                _put(self.sent, peers, part)
+                _put(self.held, peers, kept)
+                self.sent_bodies[peers] += count
+            else:
+                _put(self.sent, peers, own)
+                self.sent_bodies[peers] += edges.count[peers]
+
+    def _edges_of(self, number: int) -> _Edges:
+        options = self.spec.gossip.topology
+        key = number if options.redraw else number % topology.period(options, self.n)
+        if key not in self._edges:
+            if options.redraw:
+                self._edges = {k: e for k, e in self._edges.items() if k == number - 1}
+            plan = topology.plan(options, number, self.n, self.spec.run.seed)
+            d = self.held.x.shape[1]
+            count = np.array([len(plan.out_neighbours(i)) for i in range(self.n)], np.int64)
+            self._edges[key] = _Edges(
+                into=tuple(
+                    [] if self._is_apart else inflows(plan, crew.peers, self._weights, d)
+                    for crew in self.crews
+                ),
+                fraction=np.array([uniform_fraction(c) for c in count.tolist()]),
+                count=count,
+            )
+        return self._edges[key]
+
+    def _reason(self, fits: Fits | None) -> str:
+        return next(iter(fits.faults.values())) if fits is not None and fits.faults else "no reason given"
+
+    def _note(self, number: int, stage: str, losses: Floats) -> None:
+        if stage == "training":
+            self._losses.append(losses)
+        is_known = bool(np.isfinite(losses).any())
+        said: dict[str, Any] = {"round": number, "stage": stage}
+        said["loss"] = float(np.nanmean(losses)) if is_known else None
+        if self._consensus_every and self.round % self._consensus_every == 0:
+            said["consensus_distance"] = consensus_distance(self.models())
+        self.per_round.append(said)
+        if self._listener is None:
+            return
+        training_round = number - self.schedule.opening
+        for i, loss in enumerate(losses.tolist()):
+            fields = {
+                "round": number,
+                "training_round": training_round,
+                "stage": stage,
+                "loss": loss if np.isfinite(loss) else None,
+                "metrics": {},
+            }
+            fact = Fact(event="round committed", level="info", fields=fields)
+            self._listener(float(self.round), i, fact)
+
+
+def _take(state: PushSumState, rows: Indices) -> PushSumState:
+    """A copy of some rows."""
+    return PushSumState(x=state.x[rows], w=state.w[rows], s=state.s[rows])
+
+
+def _put(state: PushSumState, rows: Indices, some: PushSumState) -> None:
+    state.x[rows], state.w[rows], state.s[rows] = some.x, some.w, some.s
