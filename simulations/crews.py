@@ -29,14 +29,14 @@ from .workload import Workload
 
 __all__ = ["Crew", "Fits", "Job", "Muster", "muster"]
 
-# Peers that train and mix at a time: measured on stacks of MLP 64-32-10, speed grows little beyond (20 to 300
-# networks a call: 31 to 27 us a step of one), and a crew's arrays stay small beside the population's.
-_CREW = 256
+# Peers that train and mix at a time.  MLP 64-32-10, one row a step: 69, 62, 68 and 94 us a peer-round with
+# 16, 64, 256 and 1,024 at a time; beyond some hundred their arrays leave the cache.
+_CREW = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A fit of every peer of a crew.   seeds: one a peer.   statistics: (m, k), None where nothing is pooled."""
+    """A fit of every peer of a crew.   seeds: one a peer.   statistics: (m, k), None without pooling."""
 
     round: int
     seeds: Sequence[tuple[int, ...]]

@@ -17,16 +17,14 @@ _PASSING_BYTES = 2**28
 
 
 def needed_bytes(n: int, d: int) -> int:
-    """What a population of n peers with d parameters takes at most, without its rows: 36 bytes a parameter."""
+    """What n peers with d parameters take at most, without their rows: 36 bytes a parameter."""
     return 4 * n * d * (_OF_POPULATION + _OF_LEARNER) + _PASSING_BYTES
 
 
 def available_bytes() -> int | None:
     """What this process can still be given by the kernel and its control group; None where neither says."""
-    found = []
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
+    kernel = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    found = [int(line.split()[1]) * 1024 for line in kernel]
     limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit and used and limit[0].isdecimal():
         found.append(int(limit[0]) - int(used[0]))

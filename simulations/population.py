@@ -1,10 +1,11 @@
 """Many peers as one matrix: synchronous rounds on a perfect network, by the gossip kernels the peers use.
 
 A round is what `Peer` makes of it when nobody is late (p2pfl/rounds.py): fit from the model held, absorb what
-the in-neighbours gave in the round before, in PeerId order, add the local step, give parts away.  After the
-last round shares in flight are absorbed one by one, as a draining peer does.  Models, weights and pooled
-statistics are those of the world engine on a perfect network with equal speeds, bit for bit: the kernels, the
-order of their terms and the fits' random streams are the same, and rows do not depend on each other.
+the in-neighbours gave in the round before, in PeerId order, add the local step, give parts away.  What every
+round commits (x, w, statistics) is bit for bit that of the world engine on a perfect network with equal
+speeds: the kernels, the order of their terms and the fits' random streams are the same, and rows do not
+depend on each other.  Shares of the last round are absorbed together here and one by one, as they arrive, by
+a draining peer, so the last models of push-sum agree to float32 rounding, 1e-6; those of d-psgd bit for bit.
 
 Controls are what a scenario compares with and no agreement offers: `alone` never mixes; `centralised` has
 every site fit one model and takes the mean of their movements; `without-weights` splits as push-sum does and
@@ -48,7 +49,7 @@ Control = Literal["none", "alone", "centralised", "without-weights", "row-stocha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edges:
-    """One round's graph: what each crew hears; the fraction each peer gives an out-neighbour, and how many."""
+    """A round's graph: what each crew hears; the fraction a peer gives an out-neighbour, and their number."""
 
     into: tuple[list[Inflow], ...]
     fraction: Floats
@@ -146,16 +147,10 @@ class Population:
         self._note(number, stage, losses)
 
     def finish(self) -> None:
-        """Absorb the shares of the last round, one by one; states in flight count no more."""
+        """Absorb the shares of the last round; states in flight count no more."""
         if self._shares and self.round:
             for crew, into in zip(self.crews, self._edges_of(self.round - 1).into, strict=True):
-                own = _take(self.held, crew.peers)
-                for inflow in into:
-                    some = _take(own, inflow.receivers)
-                    for senders in inflow.senders.T:
-                        some = push_sum.merge(some, [_take(self.sent, senders)])
-                    _put(own, inflow.receivers, some)
-                _put(self.held, crew.peers, self._forgotten(own))
+                _put(self.held, crew.peers, self._mixed(_take(self.held, crew.peers), into))
 
     # --- what came of it -----------------------------------------------------------------------------
 
@@ -273,7 +268,7 @@ class Population:
             return
         training_round = number - self.schedule.opening
         for i, loss in enumerate(losses.tolist()):
-            fields = {
+            fields: dict[str, Any] = {
                 "round": number,
                 "training_round": training_round,
                 "stage": stage,
