@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,20 @@ import click
 from p2pfl.errors import ConfigError, StoreError
 
 from .exits import Exit
-from .terminal import Terminal, columns, pass_terminal
+from .grids import grid_text, outcomes_text
+from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
 
 if TYPE_CHECKING:
     from p2pfl.events import Fact
-    from p2pfl.simulations.expect import Outcome
+    from p2pfl.simulations.scenario import Scenario
+    from p2pfl.simulations.sweep import Trial
 
 __all__ = ["simulate"]
+
+# A matrix product may round otherwise on another number of threads, and a trial gives the same bits with any
+# --jobs; the matrices of a site are too small for threads to help.  Read when numpy is loaded.
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @click.command(epilog="Example: p2pfl simulate digits --seeds 0-4 --set learner.optimizer.lr=0.05")
@@ -36,8 +43,19 @@ __all__ = ["simulate"]
 @click.option("--seeds", metavar="LIST", help="Several seeds, such as 0-4 or 1,3,5.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the scenario.")
 @click.option(
-    "-o", "output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results."
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trials at once, each in a process.",
 )
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results; trials that are in it are not run again.",
+)
+@click.option("--fresh", is_flag=True, help="Run again what is in the folder.")
 @pass_terminal
 def simulate(
     terminal: Terminal,
@@ -48,44 +66,41 @@ def simulate(
     seed: int | None,
     seeds: str | None,
     settings: tuple[str, ...],
+    jobs: int,
     output: Path | None,
+    fresh: bool,
 ) -> None:
     """Run a scenario, a file or one that is shipped: digits, loss, crash.
 
     Exits with 6 when an expectation is not met.  The same seed gives the same run, bit for bit.
     """
-    from p2pfl.simulations import expect
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, "1")
+    from p2pfl.simulations import expect, sweep
     from p2pfl.simulations.scenario import load, parse_seeds
-    from p2pfl.simulations.trial import run_trial
 
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given; keep one")
     chosen = load(scenario, peers=peers, rounds=rounds, seed=seed, engine=engine, settings=settings)
     several = parse_seeds(seeds) if seeds is not None else (chosen.spec.run.seed,)
-    folder = _folder(output)
-    verdicts = []
-    for cell, number in itertools.product(chosen.cells, several):
-        one = cell.scenario.with_seed(number)
-        listener = _progress(terminal, number, one.spec.run.rounds, one.simulation.peers)
-        verdict = {**run_trial(one, listener=listener), "cell": dict(cell.cases)}
-        if folder is not None:
-            place = "".join(f"-{axis}={case}" for axis, case in cell.cases.items())
-            verdict["report"] = str(folder / f"{chosen.name}{place}-seed-{number}.json")
-            _write(Path(verdict["report"]), verdict)
-        verdicts.append(verdict)
-        if not terminal.json:
-            terminal.result(verdict, verdict_text(verdict))
-        elif len(several) * len(chosen.cells) > 1:
-            terminal.line(verdict)
-    outcomes = [expect.judge(expectation, verdicts) for expectation in chosen.expectations]
-    _finish(terminal, chosen.name, verdicts, outcomes)
-    if not all(outcome.is_met for outcome in outcomes):
+    expect.check_seeds(chosen.expectations, len(several))
+    todo = sweep.trials(chosen, several)
+    verdicts = sweep.run(
+        todo,
+        jobs=jobs,
+        folder=_folder(output),
+        fresh=fresh,
+        listen=lambda trial: None if chosen.axes else _progress(terminal, trial),
+        done=_teller(terminal, is_grid=bool(chosen.axes), total=len(todo)),
+    )
+    if not _conclude(terminal, chosen, verdicts):
         sys.exit(int(Exit.EXPECTATION))
 
 
-def _progress(terminal: Terminal, seed: int, total: int, peers: int) -> Callable[[float, int, Fact], None]:
+def _progress(terminal: Terminal, trial: Trial) -> Callable[[float, int, Fact], None]:
     """A line on stderr when the last peer has committed a round; warnings as they come with -v."""
     committed: dict[int, int] = {}
+    seed, total, peers = trial.seed, trial.scenario.spec.run.rounds, trial.scenario.simulation.peers
 
     def listen(now: float, index: int, fact: Fact) -> None:
         if fact.event == "round committed" and fact.fields["stage"] == "training":
@@ -102,51 +117,50 @@ def _progress(terminal: Terminal, seed: int, total: int, peers: int) -> Callable
     return listen
 
 
-def _finish(
-    terminal: Terminal, name: str, verdicts: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]
-) -> None:
-    rows = [
-        [
-            "met" if outcome.is_met else "NOT MET",
-            outcome.text,
-            None if outcome.value is None else f"{outcome.value:.6g}",
-            None if outcome.bound is None else f"{outcome.bound:.6g}",
-        ]
-        for outcome in outcomes
-    ]
+def _teller(
+    terminal: Terminal, *, is_grid: bool, total: int
+) -> Callable[[Trial, dict[str, Any], bool], None]:
+    """What is said of each trial as it is done: one line of JSON; or a table, in a grid a line on stderr."""
+    count = 0
+
+    def tell(trial: Trial, verdict: dict[str, Any], was_found: bool) -> None:
+        nonlocal count
+        count += 1
+        metric = verdict["metric"]
+        took = "found" if was_found else f"{verdict['wall_s']:.1f} s"
+        numbers = f"{metric['name']} {metric['mean']:.4f}  min {metric['min']:.4f}  {took}"
+        if is_grid or was_found:
+            terminal.note(f"{count}/{total}  {trial.name}  {numbers}")
+        if terminal.json and (is_grid or total > 1):
+            terminal.line(verdict)
+        elif not terminal.json and not is_grid:
+            terminal.result(verdict, verdict_text(verdict))
+
+    return tell
+
+
+def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, Any]]) -> bool:
+    """Print what all trials show together, and return whether they meet the expectations."""
+    from p2pfl.simulations import expect, summary
+
+    outcomes = [asdict(expect.judge(expectation, verdicts)) for expectation in scenario.expectations]
+    is_met = all(outcome["is_met"] for outcome in outcomes)
+    cells = summary.cells(verdicts)
+    axes = {axis.name: [case.label for case in axis.cases] for axis in scenario.axes}
+    if scenario.axes:
+        whole = {**summary.over_cells(cells), "axes": axes, "cells": cells}
+    else:
+        whole = verdicts[0] if len(verdicts) == 1 else cells[0]
     value = {
-        **(verdicts[0] if len(verdicts) == 1 else _over_seeds(verdicts)),
-        "scenario": name,
-        "seeds": [verdict["seed"] for verdict in verdicts],
-        "is_met": all(outcome.is_met for outcome in outcomes),
-        "expectations": [
-            {"text": o.text, "is_met": o.is_met, "value": o.value, "bound": o.bound} for o in outcomes
-        ],
+        **whole,
+        "scenario": scenario.name,
+        "seeds": list(dict.fromkeys(verdict["seed"] for verdict in verdicts)),
+        "is_met": is_met,
+        "expectations": outcomes,
     }
-    text = columns(rows, ("", "expectation", "found", "bound")) if rows else ""
-    terminal.result(value, text)
-
-
-def _over_seeds(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One object for all seeds: means, the worst mass error, and sums of what was spent."""
-    means = [verdict["metric"]["mean"] for verdict in verdicts]
-    pooled = [verdict["pooled"] for verdict in verdicts if verdict["pooled"] is not None]
-    spent = {key: sum(verdict[key] for verdict in verdicts) for key in ("bytes_sent", "wall_s")}
-    return {
-        **verdicts[-1],
-        **spent,
-        "metric": {
-            "name": verdicts[0]["metric"]["name"],
-            "mean": sum(means) / len(means),
-            "min": min(verdict["metric"]["min"] for verdict in verdicts),
-            "max": max(verdict["metric"]["max"] for verdict in verdicts),
-        },
-        "pooled": sum(pooled) / len(pooled) if pooled else None,
-        "mass": max((v["mass"] for v in verdicts if v["mass"]), key=lambda mass: mass["error"], default=None),
-        "seed": None,
-        "per_peer": None,
-        "report": None,
-    }
+    parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes))
+    terminal.result(value, "\n\n".join(part for part in parts if part))
+    return is_met
 
 
 def _folder(output: Path | None) -> Path | None:
@@ -157,12 +171,3 @@ def _folder(output: Path | None) -> Path | None:
     except OSError as error:
         raise StoreError(f"{output} cannot be made: {error.strerror}; choose another -o") from error
     return output.absolute()
-
-
-def _write(path: Path, verdict: dict[str, Any]) -> None:
-    import json
-
-    try:
-        path.write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}; is there room?") from error

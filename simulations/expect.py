@@ -25,7 +25,7 @@ from p2pfl.errors import ConfigError
 from .grid import AXIS, LABEL
 from .student import interval
 
-__all__ = ["Expectation", "Outcome", "Term", "check", "judge", "parse"]
+__all__ = ["Expectation", "Outcome", "Term", "check", "check_seeds", "judge", "parse"]
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -145,10 +145,17 @@ def check(expectations: Sequence[Expectation], axes: Mapping[str, Sequence[str]]
                 )
 
 
+def check_seeds(expectations: Sequence[Expectation], seeds: int) -> None:
+    """Raise ConfigError when an expectation pairs seeds, and there is only one."""
+    for expectation in expectations:
+        if expectation.over == "paired" and seeds < 2:
+            raise ConfigError(f"expectation {expectation.text!r} needs two seeds or more; give --seeds 0-9")
+
+
 def judge(expectation: Expectation, verdicts: Sequence[Mapping[str, Any]]) -> Outcome:
     """Whether `verdicts`, one a trial with its `cell` and `seed`, meet `expectation`.
 
-    Raises ConfigError when there is no cell that it is about, or one seed where it pairs several.
+    Raises ConfigError when there is no cell that it is about.
     """
     cells: dict[_Cell, dict[int, Mapping[str, Any]]] = {}
     for verdict in verdicts:
@@ -189,8 +196,6 @@ def _compared(
     value, bound = math.fsum(v for _, v, _ in pairs) / n, math.fsum(b for _, _, b in pairs) / n
     if expectation.over == "means":
         return [replace(missing, is_met=compare(value, bound), value=value, bound=bound)]
-    if n < 2:
-        raise ConfigError(f"expectation {expectation.text!r} needs two seeds or more; give --seeds 0-9")
     low, high = interval([v - b for _, v, b in pairs])
     is_met = compare(low, 0) and compare(high, 0)
     return [replace(missing, is_met=is_met, value=value, bound=bound, interval=(low, high))]

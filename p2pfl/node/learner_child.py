@@ -57,6 +57,7 @@ __all__ = [
     "frame",
     "slots",
     "open_workshop",
+    "die_with",
     "main",
 ]
 
@@ -194,7 +195,7 @@ def open_workshop(spec: LearnerSpec, site: Site, factory: LearnerFactory | None 
 def main(arguments: list[str]) -> int:
     """Serve one daemon until it closes the pipe or dies."""
     read_fd, write_fd, memory_fd, parent = (int(argument) for argument in arguments)
-    _die_with(parent)
+    die_with(parent)
     faulthandler.enable()
     # What user code starts with exec must not hold the pipes open after we are gone.
     for descriptor in (read_fd, write_fd, memory_fd):
@@ -269,7 +270,7 @@ def _statistics(raw: bytes | None) -> "np.ndarray[tuple[int], np.dtype[np.float6
     return None if raw is None else np.frombuffer(raw, "<f8")
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask the kernel for SIGKILL at the parent's death; exit now if it is dead already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:

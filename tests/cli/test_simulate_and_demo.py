@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -41,6 +43,75 @@ def test_a_scenario_that_does_not_exist_is_exit_code_2() -> None:
     done = _p2pfl("simulate", "nothing")
     assert done.returncode == 2
     assert "crash, digits, heart, loss" in done.stderr
+
+
+_GRID = """
+[run]
+rounds = 2
+closing_rounds = 0
+
+[learner]
+local_steps = 1
+data = { source = "sklearn:wine" }
+model = { kind = "logistic" }
+
+[simulation]
+peers = 2
+baselines = false
+expect = ["metric.mean >= 2 when lr is 0.2", "paired metric.mean[lr=0.2] >= metric.mean[lr=0.1] - 1"]
+
+[simulation.grid]
+"learner.optimizer.lr" = [0.1, 0.2]
+"gossip.topology.kind" = ["ring", "complete"]
+"""
+
+
+def test_a_grid_prints_its_matrix_and_with_json_a_line_a_trial(tmp_path: Path) -> None:
+    scenario = tmp_path / "study.toml"
+    scenario.write_text(_GRID)
+    results = ("--seeds", "0-1", "-o", str(tmp_path / "results"))
+    done = _p2pfl("simulate", str(scenario), "--jobs", "2", *results)
+    assert done.returncode == 6, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "accuracy: mean over the seeds (worst seed) worst peer"
+    assert [line.split()[0] for line in lines[1:4]] == ["lr", "0.1", "0.2"]
+    assert lines[1].split() == ["lr", "ring", "complete"]
+    assert "lr 0.2, topology" in next(line for line in lines if line.startswith("NOT MET  metric.mean >= 2"))
+    assert done.stderr.splitlines()[7].startswith("8/8  lr 0.2, topology complete, seed 1  accuracy ")
+    again = _p2pfl("simulate", str(scenario), "--json", *results)
+    assert again.returncode == 6, again.stderr
+    *trials, last = map(json.loads, again.stdout.splitlines())
+    assert [(trial["cell"]["lr"], trial["cell"]["topology"], trial["seed"]) for trial in trials] == [
+        (lr, kind, seed) for lr in ("0.1", "0.2") for kind in ("ring", "complete") for seed in (0, 1)
+    ]
+    assert last["axes"] == {"lr": ["0.1", "0.2"], "topology": ["ring", "complete"]}
+    assert [cell["cell"] for cell in last["cells"]] == [trial["cell"] for trial in trials[::2]]
+    assert all(cell["metric"]["min"] <= cell["honest"]["mean"] for cell in last["cells"])
+    assert [outcome["is_met"] for outcome in last["expectations"]] == [False, True]
+    assert (last["seeds"], last["peers"], last["run_id"]) == ([0, 1], 2, None)
+    alone = _p2pfl("simulate", str(scenario), "--seed", "0")
+    assert alone.returncode == 2
+    assert "two seeds" in alone.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_interrupted_ends_its_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
+    scenario = tmp_path / "study.toml"
+    scenario.write_text(_GRID.replace("rounds = 2", "rounds = 2000", 1))
+    command = [sys.executable, "-m", "p2pfl", "simulate", str(scenario), "--jobs", "2", "--seeds", "0-9"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as sweep:
+        assert sweep.stderr is not None
+        try:
+            workers = psutil.Process(sweep.pid).children()
+            while len(workers) < 2 and sweep.poll() is None:
+                workers = psutil.Process(sweep.pid).children()
+            sweep.send_signal(signal.SIGINT)
+            assert sweep.wait(30) == 130, sweep.stderr.read()
+            gone, alive = psutil.wait_procs(workers, timeout=10)
+            assert (len(gone), alive) == (2, [])
+            assert "stopped" in sweep.stderr.read()
+        finally:
+            sweep.kill()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from p2pfl.errors import ConfigError
-from p2pfl.simulations.expect import check, judge, parse
+from p2pfl.simulations.expect import check, check_seeds, judge, parse
 
 _VERDICTS: list[dict[str, Any]] = [
     {
@@ -140,7 +140,7 @@ def test_seeds_that_do_not_match_meet_nothing() -> None:
 
 def test_one_seed_cannot_be_paired_and_no_cell_is_no_pass() -> None:
     with pytest.raises(ConfigError, match="two seeds"):
-        judge(parse("paired loss[rule=gts] < loss[rule=mean]"), [v for v in _GRID if v["seed"] == 0])
+        check_seeds([parse("loss < 1"), parse("paired loss[rule=gts] < loss[rule=mean]")], 1)
     with pytest.raises(ConfigError, match="no cell"):
         judge(parse("loss < 1 when rule is gts"), [v for v in _GRID if v["cell"]["rule"] == "mean"])
 

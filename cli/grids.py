@@ -1,0 +1,60 @@
+"""The results of a grid as a person reads them: a matrix where two axes span it, else one line a cell."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .terminal import columns
+
+__all__ = ["grid_text", "outcomes_text"]
+
+
+def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]]) -> str:
+    """All cells: the metric's mean over the seeds, the worst seed, and the worst peer of all seeds.
+
+    A matrix that is wider than the terminal is written one line a cell, too.
+    """
+    from p2pfl.simulations.summary import is_lower_better
+
+    name = cells[0]["metric"]["name"]
+    worst = "max" if is_lower_better(name) else "min"
+    who = "honest peer" if any(cell["byzantine"] for cell in cells) else "peer"
+    numbers = {
+        tuple(cell["cell"].values()): [
+            f"{cell['metric'][part]:.3f}" for part in ("mean", "worst_seed", worst)
+        ]
+        for cell in cells
+    }
+    if len(axes) == 2:
+        (rows, row_cases), (_, column_cases) = axes.items()
+        matrix = columns(
+            [
+                [row, *("{} ({}) {}".format(*numbers[row, column]) for column in column_cases)]
+                for row in row_cases
+            ],
+            (rows, *column_cases),
+        )
+        if (
+            not sys.stdout.isatty()
+            or len(max(matrix.splitlines(), key=len)) <= shutil.get_terminal_size().columns
+        ):
+            return f"{name}: mean over the seeds (worst seed) worst {who}\n{matrix}"
+    table = [[*cell, *found] for cell, found in numbers.items()]
+    return columns(table, (*axes, name, "worst seed", f"worst {who}"))
+
+
+def outcomes_text(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """One line an expectation: whether it is met, the numbers compared, and where it is met least."""
+    rows = []
+    for outcome in outcomes:
+        place = [f"{axis} {case}" for axis, case in outcome["cell"].items()]
+        if outcome["seed"] is not None:
+            place.append(f"seed {outcome['seed']}")
+        found = [None if outcome[part] is None else f"{outcome[part]:.6g}" for part in ("value", "bound")]
+        if outcome["interval"] is not None:
+            place.append("difference {:.3g} to {:.3g}".format(*outcome["interval"]))
+        rows.append(["met" if outcome["is_met"] else "NOT MET", outcome["text"], *found, ", ".join(place)])
+    return columns(rows, ("", "expectation", "found", "bound", "where")) if rows else ""
