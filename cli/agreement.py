@@ -48,7 +48,7 @@ def in_plain_words(spec: RunSpec) -> str:
             f"when {run.members_at_start} members are there; a round waits {run.deadline_s:g} s at most",
         ),
         ("shared", f"{what}; rows, metrics and logs stay here"),
-        ("with whom", f"{spec.gossip.topology.kind} topology, {spec.gossip.averaging.kind} averaging"),
+        ("with whom", f"{spec.gossip.topology.kind} topology, {_mixing(spec)}"),
         ("learner", code),
         (
             "weight",
@@ -62,6 +62,14 @@ def in_plain_words(spec: RunSpec) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
+def _mixing(spec: RunSpec) -> str:
+    rule = spec.trust.aggregator
+    if rule.kind == "none":
+        return f"{spec.gossip.averaging.kind} averaging"
+    bad = f"{rule.f:g}" if rule.f >= 1 else f"{rule.f:.0%}"
+    return f"mixed by {rule.kind}, which expects {bad} of the sites that one hears to lie"
+
+
 def check_mixing(spec: RunSpec) -> dict[str, Any]:
     """How the plan mixes: members, degrees, rounds, and how fast models come together.
 
@@ -69,12 +77,13 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
     after which the models are half as far apart, ln 2 / -ln(1 - gap), for a small gap ln 2 / gap.
     Raises ConfigError when the averaging cannot converge on the plan, or no path joins all members.
     """
-    from p2pfl.gossip import averaging, topology
+    from p2pfl.aggregation import mixer_of
+    from p2pfl.gossip import topology
     from p2pfl.gossip.mixing import Kind
     from p2pfl.schedule import schedule
 
     options, n, seed = spec.gossip.topology, spec.run.members_at_start, spec.run.seed
-    mixer = averaging.mixer_of(spec.gossip.averaging)
+    mixer = mixer_of(spec)
     plans = [topology.plan(options, t, n, seed) for t in range(topology.period(options, n))]
     for plan in plans:
         topology.check(plan, mixer)

@@ -150,6 +150,7 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
     import numpy as np
 
     from p2pfl import ledger as ledgers
+    from p2pfl.aggregation import conserves_mass
     from p2pfl.node.store import Store
     from p2pfl.run import run_id
     from p2pfl.simulations import verdict
@@ -180,7 +181,7 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
             }
         )
     mass = audit(books)
-    is_conserved = plan.spec.gossip.averaging.kind == "push-sum"
+    is_conserved = conserves_mass(plan.spec)
     ran = verdict.Ran(
         engine="node",
         models=models,

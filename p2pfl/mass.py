@@ -98,6 +98,15 @@ class Mass:
         self.vanish()
         return w, body
 
+    def model_in(self, body: NDArray[np.uint8]) -> Vector:
+        """The parameters of a body that came as a state, (d,) float32; not a copy."""
+        model: Vector = unpack(body, 1.0, self.k).x[0]
+        return model
+
+    def replace(self, x: Vector) -> None:
+        """Put `x`, (d,) float32, in place of the model, as a robust rule decided."""
+        self.state = PushSumState(x=x[None], w=self.state.w, s=self.state.s)
+
     def mix(self, models: Sequence[NDArray[np.uint8] | None], weights: Sequence[float]) -> None:
         """D-PSGD: x <- sum of weights times (own, neighbours'); a missing neighbour counts as self."""
         states = [None if body is None else unpack(body, 1.0, self.k) for body in models]

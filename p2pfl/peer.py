@@ -193,6 +193,9 @@ class Peer:
     def _join(self) -> None:
         state = self.state
         state.begun = True
+        if plans.is_state(state) and state.mass.w == 0:
+            # Models that travel as states have no mass to wait for: the first mix brings this one along.
+            state.mass.enter(state.nominal, state.statistics)
         state.phase, state.reason = Phase.JOINING, "listening for where the others are"
         state.settle_until = state.now + min(_JOIN_S, state.spec.run.deadline_s)
         state.deadline = state.settle_until

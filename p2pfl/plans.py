@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from p2pfl.aggregation import mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import topology
-from p2pfl.gossip.averaging import mixer_of
 from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
@@ -51,4 +51,4 @@ def wanted(state: State) -> tuple[PeerId, ...]:
 
 def is_state(state: State) -> bool:
     """Whether models travel as states, latest wins, rather than as shares that are conserved."""
-    return mixer_of(state.spec.gossip.averaging).delivery == "state"
+    return mixer_of(state.spec).delivery == "state"

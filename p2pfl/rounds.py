@@ -11,6 +11,7 @@ from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Traine
 from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
+from p2pfl.mixing import mix_states
 from p2pfl.plans import is_state, neighbours_of, plan_of, wanted
 from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.state import Phase, State
@@ -191,23 +192,6 @@ def _local_step(state: State) -> dict[str, float]:
     return dict(trained.metrics)
 
 
-def _mix_states(state: State) -> int:
-    """D-PSGD: mix with the neighbours' latest models by the plan's row weights.  Returns how many were in."""
-    plan, members = plan_of(state, max(0, state.round - 1))
-    if not state.round or state.me not in members:
-        return 0
-    me = members.index(state.me)
-    row = plan.row(me)
-    others = [j for j in sorted(row) if j != me]
-    bodies = []
-    for j in others:
-        held = state.neighbours[members[j]].state
-        fresh = held is not None and held[0] >= state.round and state.consortium.accepts(members[j])
-        bodies.append(held[1] if held is not None and fresh else None)
-    state.mass.mix(bodies, [row[me], *(row[j] for j in others)])
-    return sum(body is not None for body in bodies)
-
-
 def split(state: State, targets: list[PeerId], fractions: list[float]) -> list[Send]:
     """Give fractions of the mass to `targets`; the shares are in the outbox, to be sent after the commit."""
     offers: list[Send] = []
@@ -328,7 +312,7 @@ def step(state: State) -> None:
     heard = [p for p in into if state.neighbours[p].up and not state.neighbours[p].late]
     moved: list[PeerId] = []
     if is_state(state):
-        merged = _mix_states(state)
+        merged = mix_states(state)
     else:
         merged, moved = settle(state)
     w_before = state.mass.w
@@ -355,6 +339,7 @@ def step(state: State) -> None:
         written_off=links.written_off,
         model=state.digest_of_model().hex(),
         statement=state.head.hash.hex() if state.head else "",
+        aggregate=state.aggregate,
         loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )

@@ -107,6 +107,20 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     knowledge: KnowledgeOptions = msgspec.field(default_factory=KnowledgeOptions)
     trust: TrustOptions = msgspec.field(default_factory=TrustOptions)
 
+    def __post_init__(self) -> None:
+        rule, averaging = self.trust.aggregator.kind, self.gossip.averaging.kind
+        mixing = f"trust.aggregator {rule!r}" if rule != "none" else f"gossip.averaging {averaging!r}"
+        if self.run.weights == "samples" and (rule != "none" or averaging != "push-sum"):
+            raise ValueError(
+                f'run.weights = "samples" needs shares whose sum is conserved, and {mixing} has none;'
+                ' use "uniform"'
+            )
+        if rule != "none" and self.learner.standardise == "federation":
+            raise ValueError(
+                f'learner.standardise = "federation" adds up what every site says, which {mixing} cannot'
+                ' check; use "site" or "none"'
+            )
+
 
 def decode(table: object, where: str) -> RunSpec:
     """`table`, as read from TOML or JSON, as a RunSpec.  Raises ConfigError that says where."""

@@ -105,6 +105,9 @@ class State:
     learner_restored: bool = True
     learner_faults: int = 0
     weight_is_low: bool = False
+    # What the robust rule made of the last round, for its facts; None without one.
+    aggregate: dict[str, Any] | None = None
+    bound_is_broken: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     deadline: float | None = None
     tick: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from p2pfl.aggregation import conserves_mass
 from p2pfl.errors import LocalError
 from p2pfl.events import Fact
 from p2pfl.net.transport import INLINE_BODY_BYTES
@@ -114,7 +115,7 @@ def _ran(world: World, wall_s: float) -> verdict.Ran:
         }
         for machine, view in zip(world.machines, views, strict=True)
     ]
-    is_conserved = spec.gossip.averaging.kind == "push-sum"
+    is_conserved = conserves_mass(spec)
     return verdict.Ran(
         engine="world",
         models=[peer.model() for peer in peers],

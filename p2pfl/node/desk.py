@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from p2pfl.aggregation import conserves_mass
 from p2pfl.errors import ConfigError, RefusedError
 from p2pfl.events import Commanded
 from p2pfl.gossip import topology
@@ -61,7 +62,7 @@ class Desk:
             "members": len(view.members),
             "roster": list(view.members),
             "metric": dict(view.metrics),
-            "mass": None if spec.gossip.averaging.kind == "d-psgd" else mass,
+            "mass": mass if conserves_mass(spec) else None,
             "incarnation": view.incarnation,
             "finished": view.finished,
         }

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from p2pfl.errors import ConfigError
 from p2pfl.ids import parse_peer_id
 from p2pfl.trust.membership import check_root
+from p2pfl.trust.rules import check
 
 __all__ = ["AggregatorOptions", "PrivacyOptions", "TrustOptions"]
 
 
 class AggregatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[trust] aggregator`: only `none`, plain mixing after screening, in this release."""
+    """`[trust] aggregator`: how a site mixes what it hears; `none` is by `[gossip] averaging`.
+
+    f: how many of the sites that one site hears may lie: a whole number, or below 1 a fraction of its
+    in-neighbours, rounded up.   The rest are parameters of single rules (trust/robust.py); None takes the
+    rule's default, and one that the rule does not have is refused.
+    """
 
     kind: str = "none"
+    f: float = 0.2
+    tau: float | None = None
+    iterations: int | None = None
+    m: int | None = None
+    alpha: float | None = None
+    gamma: float | None = None
+    kappa: float | None = None
+    limit: float | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind != "none":
-            raise ValueError(f'trust.aggregator.kind = "{self.kind}" is not in this release; it has "none"')
+        if not (0 <= self.f < 0.5 or (self.f >= 1 and self.f == int(self.f))):
+            raise ValueError(
+                f"trust.aggregator.f = {self.f:g} is neither a whole number nor a fraction below one half"
+            )
+        if self.kind == "none":
+            if self.given():
+                raise ValueError(f'trust.aggregator.kind = "none" takes no {", ".join(self.given())}')
+            return
+        if self.kind == "ubar":
+            # Every candidate's loss would have to be known before anything is mixed.
+            raise ValueError('trust.aggregator.kind = "ubar" needs losses that a round does not measure')
+        try:
+            check(self.kind, None, 0, **self.given())
+        except ConfigError as error:
+            raise ValueError(f"trust.aggregator: {error}") from error
+
+    def given(self) -> dict[str, Any]:
+        """The rule's parameters that are not left to their defaults."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name not in ("kind", "f")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class PrivacyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

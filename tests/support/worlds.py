@@ -39,17 +39,18 @@ def tiny_world(
     factory: LearnerFactory = tiny,
     fit_s: float | Sequence[float] = 1.0,
     starts_at_s: Sequence[float] = (),
+    aims: Sequence[float] = (),
     listener: Callable[[float, int, Fact], None] | None = None,
     memory_bytes: int = 10**9,
     **world: Any,
 ) -> World:
-    """A world of `n` tiny learners, site i aiming at i."""
+    """A world of `n` tiny learners, site i aiming at i, or at `aims[i]`."""
     fits = [fit_s] * n if isinstance(fit_s, (int, float)) else list(fit_s)
     starts = list(starts_at_s) or [0.0] * n
     sites = [
         SimulatedSite(
             factory=factory,
-            site=Site(data=str(i)),
+            site=Site(data=str(aims[i] if aims else i)),
             fit_s=fits[i],
             starts_at_s=starts[i],
             memory_bytes=memory_bytes,

@@ -22,10 +22,12 @@ def test_a_simulation_needs_no_founders() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (
-            {"aggregator": {"kind": "krum"}},
-            r'"krum" is not in this release; it has "none" - at `\$.aggregator`',
-        ),
+        ({"aggregator": {"kind": "best"}}, r"'best'.*krum.*at `\$.aggregator`"),
+        ({"aggregator": {"kind": "monna", "f": 0.5}}, "below one half"),
+        ({"aggregator": {"kind": "monna", "f": 1.5}}, "whole number"),
+        ({"aggregator": {"kind": "monna", "tau": 1.0}}, "no parameter 'tau'"),
+        ({"aggregator": {"tau": 1.0}}, "takes no tau"),
+        ({"aggregator": {"kind": "ubar"}}, "losses"),
         ({"privacy": {"kind": "dp"}}, r'"dp" is not in this release; it has "none" - at `\$.privacy`'),
         ({"founders": ["12D3KooWnobody"]}, "not "),
         ({"founders": [f"{FOUNDERS[0]} "]}, "spaces"),
