@@ -1,4 +1,4 @@
-"""The results of a grid as a person reads them: a matrix where two axes span it, else one line a cell."""
+"""The results of many trials as a person reads them: of a grid, of expectations, of two folders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .terminal import columns
+from .verdicts import bytes_text
 
-__all__ = ["grid_text", "outcomes_text"]
+__all__ = ["comparison_text", "grid_text", "outcomes_text"]
 
 
 def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]]) -> str:
@@ -58,3 +59,25 @@ def outcomes_text(outcomes: Sequence[Mapping[str, Any]]) -> str:
             place.append("difference {:.3g} to {:.3g}".format(*outcome["interval"]))
         rows.append(["met" if outcome["is_met"] else "NOT MET", outcome["text"], *found, ", ".join(place)])
     return columns(rows, ("", "expectation", "found", "bound", "where")) if rows else ""
+
+
+def comparison_text(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> str:
+    """One line a scenario and cell: the metric in both, the difference, and the bytes a peer and round."""
+    from p2pfl.simulations.grid import shown
+
+    table = []
+    for row in rows:
+        sides = (row["first"], row["second"])
+        metric = next(side["metric"]["name"] for side in sides if side)
+        table.append(
+            [
+                ", ".join(filter(None, (row["scenario"], shown(row["cell"])))),
+                metric,
+                *(f"{side['metric']['mean']:.4f}" if side else None for side in sides),
+                None if row["difference"] is None else f"{row['difference']:+.4f}",
+                "{:+.4f} to {:+.4f}".format(*row["interval"]) if row["interval"] else None,
+                *(bytes_text(side["bytes_per_peer_round"]) if side else None for side in sides),
+            ]
+        )
+    sent = (f"sent {name}" for name in names)
+    return columns(table, ("", "metric", *names, "difference", "95% interval", *sent))

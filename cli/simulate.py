@@ -14,7 +14,7 @@ import click
 from p2pfl.errors import ConfigError, StoreError
 
 from .exits import Exit
-from .grids import grid_text, outcomes_text
+from .grids import comparison_text, grid_text, outcomes_text
 from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
 
@@ -32,6 +32,7 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @click.command(epilog="Example: p2pfl simulate digits --seeds 0-4 --set learner.optimizer.lr=0.05")
 @click.argument("scenario", metavar="FILE|NAME")
+@click.argument("folders", nargs=-1, metavar="", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--engine",
     type=click.Choice(["world", "population"]),
@@ -40,7 +41,9 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option("--peers", type=click.IntRange(min=1), help="How many sites, instead of the scenario's.")
 @click.option("--rounds", type=click.IntRange(min=0), help="Training rounds, instead of the scenario's.")
 @click.option("--seed", type=click.IntRange(min=0), help="One seed, instead of the scenario's.")
-@click.option("--seeds", metavar="LIST", help="Several seeds, such as 0-4 or 1,3,5.")
+@click.option(
+    "--seeds", metavar="LIST", help="Several seeds, such as 0-4 or 1,3,5, instead of the scenario's."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the scenario.")
 @click.option(
     "--jobs",
@@ -60,6 +63,7 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def simulate(
     terminal: Terminal,
     scenario: str,
+    folders: tuple[Path, ...],
     engine: str | None,
     peers: int | None,
     rounds: int | None,
@@ -73,7 +77,11 @@ def simulate(
     """Run a scenario, a file or one that is shipped: digits, loss, crash.
 
     Exits with 6 when an expectation is not met.  The same seed gives the same run, bit for bit.
+    `p2pfl simulate compare DIR DIR` shows what two runs with -o gave, side by side.
     """
+    if scenario == "compare" or folders:
+        _compare(terminal, scenario, folders)
+        return
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, "1")
     from p2pfl.simulations import expect, sweep
@@ -82,7 +90,9 @@ def simulate(
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given; keep one")
     chosen = load(scenario, peers=peers, rounds=rounds, seed=seed, engine=engine, settings=settings)
-    several = parse_seeds(seeds) if seeds is not None else (chosen.spec.run.seed,)
+    # The scenario's own seeds, unless a flag asks for others.
+    listed = seeds if seeds is not None else chosen.simulation.seeds if seed is None else ""
+    several = parse_seeds(listed) if listed else (chosen.spec.run.seed,)
     expect.check_seeds(chosen.expectations, len(several))
     todo = sweep.trials(chosen, several)
     verdicts = sweep.run(
@@ -161,6 +171,16 @@ def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, A
     parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes))
     terminal.result(value, "\n\n".join(part for part in parts if part))
     return is_met
+
+
+def _compare(terminal: Terminal, word: str, folders: tuple[Path, ...]) -> None:
+    from p2pfl.simulations import comparison
+
+    if word != "compare" or len(folders) != 2:
+        raise ConfigError("one scenario is run at a time; two folders are compared by `simulate compare A B`")
+    rows = comparison.compare(*map(comparison.read, folders))
+    first, second = map(str, folders)
+    terminal.result({"first": first, "second": second, "cells": rows}, comparison_text(rows, (first, second)))
 
 
 def _folder(output: Path | None) -> Path | None:

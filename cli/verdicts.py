@@ -7,7 +7,7 @@ from typing import Any
 
 from .terminal import columns
 
-__all__ = ["verdict_text"]
+__all__ = ["bytes_text", "verdict_text"]
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
             _number(row["metrics"].get(name), 4),
             _number(row["metrics"].get("loss"), 4),
             _number(row.get("w"), 4),
-            _bytes(row.get("bytes_sent")),
+            bytes_text(row.get("bytes_sent")),
             row.get("finished"),
         ]
         for row in verdict["per_peer"]
@@ -43,7 +43,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         lines.append(
             f"{'mass':<19} {mass['sum']:.9g} of {mass['expected']:.9g} expected, error {mass['error']:.2g}"
         )
-    sent = f"{_bytes(verdict['bytes_sent'])}, {_bytes(verdict['bytes_per_peer_round'])} a peer and round"
+    sent = (
+        f"{bytes_text(verdict['bytes_sent'])}, {bytes_text(verdict['bytes_per_peer_round'])} a peer and round"
+    )
     lines.append(f"{'sent':<19} {sent}")
     lines.append(f"{'took':<19} {verdict['wall_s']:.2f} s, {verdict['peak_rss_mb']:.0f} MB at most")
     if verdict.get("report"):
@@ -55,7 +57,8 @@ def _number(value: float | None, digits: int) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
-def _bytes(count: float | None) -> str | None:
+def bytes_text(count: float | None) -> str | None:
+    """A number of bytes with its unit; None for None."""
     if count is None:
         return None
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

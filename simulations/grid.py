@@ -30,7 +30,7 @@ LABEL = r"[A-Za-z0-9_.+-]{1,64}"
 # More cells than this are a mistake in a file rather than a study.
 _MAX_CELLS = 10_000
 # A trial's seed is --seeds' to say; a cell has neither a grid nor expectations of its own.
-_NOT_AXES = ("run.seed", "simulation.grid", "simulation.expect")
+_NOT_AXES = ("run.seed", "simulation.seeds", "simulation.grid", "simulation.expect")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@ __all__ = [
     "shipped",
 ]
 
+# What a study has and a trial of it does not.
+_ONE_TRIAL: dict[str, Any] = {"simulation.grid": {}, "simulation.expect": (), "simulation.seeds": ""}
+
 _Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -85,6 +88,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   expect, grid: see those modules.
+    seeds: those it is run under unless flags say otherwise, such as "0-4"; empty is run.seed alone.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
@@ -102,6 +106,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     metric: str = ""
     expect: tuple[str, ...] = ()
     grid: dict[str, Any] = msgspec.field(default_factory=dict)
+    seeds: str = ""
     reference: Literal["none", "perfect-network"] = "none"
     baselines: bool = True
     crypto: bool = False
@@ -183,7 +188,7 @@ def decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     cells = []
     for cases, settings in grids.combinations(axes):
         changed = copy.deepcopy(table)
-        for key, value in {**settings, "simulation.grid": {}, "simulation.expect": ()}.items():
+        for key, value in {**settings, **_ONE_TRIAL}.items():
             _put(changed, key, value)
         cells.append(
             Cell(
@@ -211,6 +216,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     fits = simulation.fit_s if isinstance(simulation.fit_s, tuple) else (simulation.fit_s,)
     if not fits or min(fits) < 0:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
+    if simulation.seeds:
+        parse_seeds(simulation.seeds)
     simulation.network.link()
     _check_engine(spec, simulation, where)
     return Scenario(

@@ -58,6 +58,7 @@ model = { kind = "logistic" }
 [simulation]
 peers = 2
 baselines = false
+seeds = "0-1"
 expect = ["metric.mean >= 2 when lr is 0.2", "paired metric.mean[lr=0.2] >= metric.mean[lr=0.1] - 1"]
 
 [simulation.grid]
@@ -69,7 +70,7 @@ expect = ["metric.mean >= 2 when lr is 0.2", "paired metric.mean[lr=0.2] >= metr
 def test_a_grid_prints_its_matrix_and_with_json_a_line_a_trial(tmp_path: Path) -> None:
     scenario = tmp_path / "study.toml"
     scenario.write_text(_GRID)
-    results = ("--seeds", "0-1", "-o", str(tmp_path / "results"))
+    results = ("-o", str(tmp_path / "results"))
     done = _p2pfl("simulate", str(scenario), "--jobs", "2", *results)
     assert done.returncode == 6, done.stderr
     lines = done.stdout.splitlines()
@@ -89,6 +90,10 @@ def test_a_grid_prints_its_matrix_and_with_json_a_line_a_trial(tmp_path: Path) -
     assert all(cell["metric"]["min"] <= cell["honest"]["mean"] for cell in last["cells"])
     assert [outcome["is_met"] for outcome in last["expectations"]] == [False, True]
     assert (last["seeds"], last["peers"], last["run_id"]) == ([0, 1], 2, None)
+    same = _p2pfl("simulate", "compare", str(tmp_path / "results"), str(tmp_path / "results"), "--json")
+    assert same.returncode == 0, same.stderr
+    assert [row["difference"] for row in json.loads(same.stdout)["cells"]] == [0.0] * 4
+    assert _p2pfl("simulate", "compare", str(tmp_path)).returncode == 2
     alone = _p2pfl("simulate", str(scenario), "--seed", "0")
     assert alone.returncode == 2
     assert "two seeds" in alone.stderr

@@ -44,6 +44,7 @@ def test_flags_and_settings_change_a_scenario() -> None:
         ("simulation.churn.crashes=-1", "churn"),
         ("simulation.expect=['metric']", "expectation"),
         ("simulation.fit_s=-1.0", "fit_s"),
+        ("simulation.seeds='4-0'", "seeds"),
         ("run.members_at_start=9", "never begin"),
         ("nonsense", "key=value"),
         ("run.name.first=1", "not a table"),
