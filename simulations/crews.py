@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,13 +19,11 @@ from p2pfl.gossip.mixing import Floats, Indices, Vectors
 from p2pfl.learn.descent import Course
 from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Ready, Workshop
-from p2pfl.learn.learner import Learner
+from p2pfl.learn.learner import Learner, LearnerFactory, Site
 from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.stacked import Stack
-from p2pfl.run import RunSpec
 
 from .memory import refuse_if_too_large
-from .workload import Workload
 
 __all__ = ["Crew", "Fits", "Job", "Muster", "muster"]
 
@@ -105,7 +103,7 @@ class Muster:
     statistics: Floats
 
 
-def muster(workload: Workload, spec: RunSpec, n: int) -> Muster:
+def muster(factory: LearnerFactory, sites: Sequence[Site]) -> Muster:
     """Build every site's learner, and put those that can be fitted together in stacks.
 
     Raises LearnerError when one cannot be built or starts from another model, ConfigError when the population
@@ -115,13 +113,12 @@ def muster(workload: Workload, spec: RunSpec, n: int) -> Muster:
     samples, statistics = [], []
     together: dict[Course, list[tuple[int, NumpyLearner]]] = defaultdict(list)
     apart: list[tuple[int, Workshop]] = []
-    for i in range(n):
-        site = replace(workload.site(i, spec), seed=spec.run.seed)
-        shop = Workshop(partial(build, workload.factory), site)
+    for i, site in enumerate(sites):
+        shop = Workshop(partial(build, factory), site)
         ready = shop.ready()
         if first is None:
             first = ready
-            refuse_if_too_large(n, len(ready.parameters))
+            refuse_if_too_large(len(sites), len(ready.parameters))
         elif ready.schema_hash != first.schema_hash or not np.array_equal(ready.parameters, first.parameters):
             raise LearnerError(
                 f"site {i} starts from another model than site 0, and would be refused by it;"

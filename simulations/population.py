@@ -17,30 +17,32 @@ Two arrays hold everything: `held`, and `sent`, what each peer gave every out-ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from p2pfl.aggregation import is_robust, mix_robustly, mixer_of
 from p2pfl.errors import LearnerError
 from p2pfl.events import Fact
 from p2pfl.gossip import averaging, push_sum, topology
-from p2pfl.gossip.averaging import mixer_of
 from p2pfl.gossip.mixing import Floats, Indices, Vectors, uniform_fraction
 from p2pfl.gossip.push_sum import PushSumState
+from p2pfl.gossip.topology import Plan
+from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.learn.metrics import consensus_distance
 from p2pfl.mass import body_bytes
 from p2pfl.rounds import FIT
 from p2pfl.run import RunSpec
 from p2pfl.schedule import schedule
 from p2pfl.state import seed_of
+from p2pfl.trust.relations import Level
 from p2pfl.trust.screening import MIN_WEIGHT
 
 from .crews import Crew, Fits, Job, muster
 from .inflow import Inflow, Weights, inflows
 from .machine import Listener, identities
-from .workload import Workload
 
 __all__ = ["Control", "Population"]
 
@@ -51,6 +53,7 @@ Control = Literal["none", "alone", "centralised", "without-weights", "row-stocha
 class _Edges:
     """A round's graph: what each crew hears; the fraction a peer gives an out-neighbour, and their number."""
 
+    plan: Plan
     into: tuple[list[Inflow], ...]
     fraction: Floats
     count: Indices
@@ -62,8 +65,8 @@ class Population:
     def __init__(
         self,
         spec: RunSpec,
-        workload: Workload,
-        n: int,
+        factory: LearnerFactory,
+        sites: Sequence[Site],
         *,
         control: Control = "none",
         consensus_every: int = 0,
@@ -73,10 +76,11 @@ class Population:
 
         Raises ConfigError when it would not fit in memory, LearnerError when a learner cannot be built.
         """
+        n = len(sites)
         self.spec, self.n, self.control = spec, n, control
         self.schedule = schedule(spec)
         self.names = [identity.peer_id for identity in identities(n, spec.run.seed)]
-        mustered = muster(workload, spec, n)
+        mustered = muster(factory, sites)
         self.crews = mustered.crews
         weight = mustered.samples if spec.run.weights == "samples" else np.ones(n)
         # What each peer counts with; a control's models have no weights of their own.
@@ -92,12 +96,14 @@ class Population:
         self.sent_bodies = np.zeros(n, np.int64)
         self.per_round: list[dict[str, Any]] = []
         self._losses: list[Floats] = []
+        self._bounds_broken = 0
         self._shares = control == "without-weights" or (
-            control == "none" and mixer_of(spec.gossip.averaging).delivery == "share"
+            control == "none" and mixer_of(spec).delivery == "share"
         )
         self._weights: Weights = (
             "none" if self._shares else "uniform" if control == "row-stochastic" else "metropolis"
         )
+        self._is_robust = control == "none" and is_robust(spec)
         self._central = weight / weight.sum()
         self._consensus_every, self._listener = consensus_every, listener
         self._edges: dict[int, _Edges] = {}
@@ -130,7 +136,9 @@ class Population:
                 fits = self._fit(crew, start)
                 losses[crew.peers] = fits.losses
                 faults += len(fits.faults)
-            if before is not None:
+            if before is not None and self._is_robust:
+                self._weigh(own, crew.peers, before.plan)
+            elif before is not None:
                 own = self._mixed(own, before.into[index])
             if fits is not None and self.control == "centralised":
                 moved += (self._central[crew.peers, None] * (fits.ended - start)).sum(axis=0)
@@ -210,6 +218,22 @@ class Population:
             _put(own, inflow.receivers, some)
         return self._forgotten(own)
 
+    def _weigh(self, own: PushSumState, peers: Indices, plan: Plan) -> None:
+        """Let the robust rule say what each of `peers` makes of what it heard; `own` is written."""
+        options, progress = self.spec.trust.aggregator, self.schedule.progress(self.round)
+        for row, i in enumerate(peers.tolist()):
+            heard = plan.in_neighbours(i)
+            weighing = mix_robustly(
+                options,
+                own.x[row],
+                [self.sent.x[j] for j in heard],
+                levels=[Level.NORMAL] * len(heard),
+                edges=len(heard),
+                progress=progress,
+            )
+            own.x[row] = weighing.vector
+            self._bounds_broken += weighing.is_bound_broken
+
     def _forgotten(self, own: PushSumState) -> PushSumState:
         if self.control != "without-weights":
             return own
@@ -242,10 +266,11 @@ class Population:
             plan = topology.plan(options, number, self.n, self.spec.run.seed)
             d = self.held.x.shape[1]
             count = np.array([len(plan.out_neighbours(i)) for i in range(self.n)], np.int64)
+            is_summed = not (self._is_apart or self._is_robust)
             self._edges[key] = _Edges(
+                plan=plan,
                 into=tuple(
-                    [] if self._is_apart else inflows(plan, crew.peers, self._weights, d)
-                    for crew in self.crews
+                    inflows(plan, crew.peers, self._weights, d) if is_summed else [] for crew in self.crews
                 ),
                 fraction=np.array([uniform_fraction(c) for c in count.tolist()]),
                 count=count,
@@ -261,6 +286,8 @@ class Population:
         is_known = bool(np.isfinite(losses).any())
         said: dict[str, Any] = {"round": number, "stage": stage}
         said["loss"] = float(np.nanmean(losses)) if is_known else None
+        if self._is_robust:
+            said["bounds_broken"], self._bounds_broken = self._bounds_broken, 0
         if self._consensus_every and self.round % self._consensus_every == 0:
             said["consensus_distance"] = consensus_distance(self.models())
         self.per_round.append(said)

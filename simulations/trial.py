@@ -141,8 +141,8 @@ def _run_population(
     spec, options = scenario.spec, scenario.simulation
     population = Population(
         spec,
-        workload,
-        options.peers,
+        workload.factory,
+        [workload.site(i, spec) for i in range(options.peers)],
         control=options.control,
         consensus_every=options.consensus_every,
         listener=listener,

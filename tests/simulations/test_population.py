@@ -92,9 +92,13 @@ def _workload(n: int, factory: LearnerFactory = _tiny, datasets: Any = None) -> 
 
 
 def _population(n: int, spec: RunSpec, workload: Workload | None = None, **options: Any) -> Population:
-    population = Population(spec, workload or _workload(n), n, **options)
+    population = _made(n, spec, workload or _workload(n), **options)
     population.run()
     return population
+
+
+def _made(n: int, spec: RunSpec, workload: Workload, **options: Any) -> Population:
+    return Population(spec, workload.factory, [workload.site(i, spec) for i in range(n)], **options)
 
 
 def check(n: int, spec: RunSpec, workload: Workload) -> None:
@@ -102,7 +106,7 @@ def check(n: int, spec: RunSpec, workload: Workload) -> None:
     sites = [SimulatedSite(factory=workload.factory, site=workload.site(i, spec)) for i in range(n)]
     world = World(spec, sites, link=LinkModel(latency_s=(0.01, 0.01)), inline_bytes=16 * 1024)
     assert world.run(until_s=10_000)
-    population = Population(spec, workload, n)
+    population = _made(n, spec, workload)
     while not population.is_over:
         population.step()
         for i, machine in enumerate(world.machines):
@@ -158,9 +162,35 @@ def test_both_engines_agree_on_whatever_run(
     if options["kind"] == "explicit":
         options = {**options, "edges": [*options["edges"], *([i, (i + 1) % n] for i in range(3, n))]}
         options["edges"] = sorted({tuple(edge) for edge in options["edges"]})
+    if averaging == "d-psgd":
+        weights = "uniform"
     run = {"rounds": rounds, "closing_rounds": closing, "weights": weights, "seed": seed}
     gossip = {"topology": options, "averaging": {"kind": averaging}}
     check(n, _spec(n, run=run, gossip=gossip), _workload(n))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(
+    n=st.integers(4, 9),
+    topology=st.sampled_from(sorted(set(_TOPOLOGIES) - {"uneven digraph"})),
+    rule=st.sampled_from(["nnm+trimmed-mean", "monna", "gts", "balance", "coordinate-median"]),
+    f=st.sampled_from([0.0, 0.25, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_both_engines_agree_on_whatever_rule(n: int, topology: str, rule: str, f: float, seed: int) -> None:
+    trust = {"aggregator": {"kind": rule, "f": f}}
+    gossip = {"topology": _TOPOLOGIES[topology]}
+    check(n, _spec(n, run={"seed": seed}, gossip=gossip, trust=trust), _workload(n))
+
+
+def test_a_rule_whose_bound_is_broken_is_counted() -> None:
+    """Of seven inputs two may lie, not four."""
+    trust = [{"aggregator": {"kind": "coordinate-median", "f": f}} for f in (2.0, 4.0)]
+    gossip = {"topology": {"kind": "complete"}}
+    kept, broken = (_population(7, _spec(7, gossip=gossip, trust=one)).per_round for one in trust)
+    assert [row["bounds_broken"] for row in kept] == [0] * 4
+    # In the first round nobody has heard anybody.
+    assert [row["bounds_broken"] for row in broken] == [0, 7, 7, 7]
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
