@@ -1,226 +1,22 @@
-"""The population engine is the world on a perfect network, and its controls are what they say."""
+"""The population engine's controls are what they say, and it refuses what it cannot do."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
+from populations import agreement, ran, workload
 from tiny_learner import TinyLearner
-from worlds import facts
 
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Fact
-from p2pfl.learn.data import Dataset
-from p2pfl.learn.factory import resolve
-from p2pfl.learn.learner import Learner, LearnerFactory, Site, Update
-from p2pfl.net.link_model import LinkModel
-from p2pfl.run import RunSpec, decode
-from p2pfl.simulations.machine import SimulatedSite
+from p2pfl.learn.learner import Learner, Site, Update
 from p2pfl.simulations.memory import available_bytes, needed_bytes, refuse_if_too_large
 from p2pfl.simulations.population import Control, Population
 from p2pfl.simulations.scenario import load
 from p2pfl.simulations.trial import run_trial
-from p2pfl.simulations.workload import Workload
-from p2pfl.simulations.world import World
-
-_TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "complete": {"kind": "complete"},
-    "exponential": {"kind": "exponential"},
-    "one-peer-exponential": {"kind": "one-peer-exponential"},
-    "directed ring": {"kind": "ring", "directed": True},
-    "ring": {"kind": "ring"},
-    "star": {"kind": "star"},
-    "uneven digraph": {
-        "kind": "explicit",
-        "edges": [[0, 1], [1, 2], [2, 0], [0, 2], [2, 3], [3, 0]],
-        "directed": True,
-    },
-    "changing random graph": {"kind": "random-regular", "degree": 2, "redraw": True},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Tiny:
-    """A learner that draws, so that the random streams of a fit count, and says how many rows it has."""
-
-    inner: TinyLearner
-
-    def parameters(self) -> Any:
-        return self.inner.parameters()
-
-    def fit(self, parameters: Any, rng: np.random.Generator) -> Update:
-        update = self.inner.fit(parameters, rng)
-        noise = rng.normal(scale=0.01, size=3).astype(np.float32)
-        return Update(parameters=update.parameters + noise, samples=1, metrics={"loss": float(rng.random())})
-
-    def evaluate(self, parameters: Any) -> Any:
-        return self.inner.evaluate(parameters)
-
-    def samples(self) -> int:
-        return self.inner.rows
-
-
-def _tiny(site: Site) -> Learner:
-    number = float(site.data)
-    return Tiny(TinyLearner(np.full(3, number, np.float32), rows=3 + int(number)))
-
-
-def _spec(n: int, **tables: dict[str, Any]) -> RunSpec:
-    run = {
-        "rounds": 3,
-        "closing_rounds": 1,
-        "deadline_s": 8.0,
-        "members_at_start": n,
-        **tables.pop("run", {}),
-    }
-    return decode({"run": run, **tables}, "test")
-
-
-def _workload(n: int, factory: LearnerFactory = _tiny, datasets: Any = None) -> Workload:
-    return Workload(
-        factory=factory,
-        datasets=datasets or (None,) * n,
-        sources=tuple(str(i) for i in range(n)),
-        pooled=None,
-    )
-
-
-def _population(n: int, spec: RunSpec, workload: Workload | None = None, **options: Any) -> Population:
-    population = _made(n, spec, workload or _workload(n), **options)
-    population.run()
-    return population
-
-
-def _made(n: int, spec: RunSpec, workload: Workload, **options: Any) -> Population:
-    return Population(spec, workload.factory, [workload.site(i, spec) for i in range(n)], **options)
-
-
-def check(n: int, spec: RunSpec, workload: Workload) -> None:
-    """Both engines commit the same bits in every round, and end within float32 rounding of each other."""
-    sites = [SimulatedSite(factory=workload.factory, site=workload.site(i, spec)) for i in range(n)]
-    world = World(spec, sites, link=LinkModel(latency_s=(0.01, 0.01)), inline_bytes=16 * 1024)
-    assert world.run(until_s=10_000)
-    population = _made(n, spec, workload)
-    while not population.is_over:
-        population.step()
-        for i, machine in enumerate(world.machines):
-            committed = facts(world, i, "round committed")[population.round - 1].fields
-            assert machine.name == population.names[i]
-            assert committed["round"] == population.round - 1
-            assert committed["w"] == population.held.w[i]
-            assert committed["model"] == hashlib.sha256(population.held.x[i].tobytes()).hexdigest()
-    assert len(facts(world, 0, "round committed")) == population.round
-    population.finish()
-    models, is_exact = population.models(), population.mass() is None
-    for i in range(n):
-        state = world.peer(i).state
-        if is_exact:
-            assert models[i].tobytes() == world.peer(i).model().tobytes()
-        np.testing.assert_allclose(models[i], world.peer(i).model(), rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(population.held.w[i], state.mass.w, rtol=1e-14)
-        if state.pooled is not None:
-            assert population.pooled is not None
-            assert population.pooled[i].tobytes() == state.pooled.tobytes()
-    audit = population.mass()
-    assert audit is None or audit["sum"] == pytest.approx(world.mass().sum, rel=1e-14)
-
-
-@pytest.mark.parametrize(
-    ("averaging", "topology"),
-    [
-        *itertools.product(["push-sum"], _TOPOLOGIES),
-        *itertools.product(["d-psgd"], ["complete", "exponential", "star", "ring", "uneven digraph"]),
-    ],
-)
-def test_both_engines_commit_the_same_bits(averaging: str, topology: str) -> None:
-    gossip = {"topology": _TOPOLOGIES[topology], "averaging": {"kind": averaging}}
-    check(4, _spec(4, gossip=gossip), _workload(4))
-
-
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-@given(
-    n=st.integers(2, 9),
-    topology=st.sampled_from(sorted(_TOPOLOGIES)),
-    averaging=st.sampled_from(["push-sum", "d-psgd"]),
-    rounds=st.integers(0, 5),
-    closing=st.integers(0, 4),
-    weights=st.sampled_from(["uniform", "samples"]),
-    seed=st.integers(0, 2**31),
-)
-def test_both_engines_agree_on_whatever_run(
-    n: int, topology: str, averaging: str, rounds: int, closing: int, weights: str, seed: int
-) -> None:
-    options = _TOPOLOGIES[topology]
-    if n < 4 and options["kind"] in ("random-regular", "explicit"):
-        options = {"kind": "complete"}
-    if options["kind"] == "explicit":
-        options = {**options, "edges": [*options["edges"], *([i, (i + 1) % n] for i in range(3, n))]}
-        options["edges"] = sorted({tuple(edge) for edge in options["edges"]})
-    if averaging == "d-psgd":
-        weights = "uniform"
-    run = {"rounds": rounds, "closing_rounds": closing, "weights": weights, "seed": seed}
-    gossip = {"topology": options, "averaging": {"kind": averaging}}
-    check(n, _spec(n, run=run, gossip=gossip), _workload(n))
-
-
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-@given(
-    n=st.integers(4, 9),
-    topology=st.sampled_from(sorted(set(_TOPOLOGIES) - {"uneven digraph"})),
-    rule=st.sampled_from(["nnm+trimmed-mean", "monna", "gts", "balance", "coordinate-median"]),
-    f=st.sampled_from([0.0, 0.25, 1.0]),
-    seed=st.integers(0, 2**31),
-)
-def test_both_engines_agree_on_whatever_rule(n: int, topology: str, rule: str, f: float, seed: int) -> None:
-    trust = {"aggregator": {"kind": rule, "f": f}}
-    gossip = {"topology": _TOPOLOGIES[topology]}
-    check(n, _spec(n, run={"seed": seed}, gossip=gossip, trust=trust), _workload(n))
-
-
-def test_a_rule_whose_bound_is_broken_is_counted() -> None:
-    """Of seven inputs two may lie, not four."""
-    trust = [{"aggregator": {"kind": "coordinate-median", "f": f}} for f in (2.0, 4.0)]
-    gossip = {"topology": {"kind": "complete"}}
-    kept, broken = (_population(7, _spec(7, gossip=gossip, trust=one)).per_round for one in trust)
-    assert [row["bounds_broken"] for row in kept] == [0] * 4
-    # In the first round nobody has heard anybody.
-    assert [row["bounds_broken"] for row in broken] == [0, 7, 7, 7]
-
-
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-@given(
-    n=st.integers(2, 5),
-    topology=st.sampled_from(["exponential", "star", "directed ring"]),
-    standardise=st.sampled_from(["none", "federation"]),
-    hidden=st.sampled_from([(), (5,)]),
-    reset=st.booleans(),
-    weights=st.sampled_from(["uniform", "samples"]),
-)
-def test_both_engines_agree_on_networks_that_train_together(
-    n: int, topology: str, standardise: str, hidden: tuple[int, ...], reset: bool, weights: str
-) -> None:
-    """Stacks of unequal batch sizes, momentum that stays, and statistics pooled in opening rounds."""
-    rng = np.random.default_rng(5)
-    datasets = []
-    for rows in (40, 3, 60, 90, 5)[:n]:
-        x = rng.normal(size=(rows, 4)).astype(np.float32)
-        y = np.arange(rows) % 3
-        datasets.append(Dataset(x_train=x, y_train=y, x_test=x[:10], y_test=y[:10], n_classes=3))
-    learner: dict[str, Any] = {
-        "model": {"kind": "mlp", "hidden": hidden} if hidden else {"kind": "logistic"},
-        "standardise": standardise,
-        "local_steps": 3,
-        "batch_size": 8,
-        "optimizer": {"momentum": 0.9, "reset": reset, "schedule": "cosine"},
-    }
-    spec = _spec(n, learner=learner, gossip={"topology": _TOPOLOGIES[topology]}, run={"weights": weights})
-    check(n, spec, _workload(n, resolve(spec.learner), tuple(datasets)))
 
 
 def _means(population: Population) -> list[float]:
@@ -233,7 +29,7 @@ def _controlled(control: Control, n: int = 4, **tables: dict[str, Any]) -> Popul
     def still(site: Site) -> Learner:
         return TinyLearner(np.full(3, float(site.data), np.float32))
 
-    return _population(n, _spec(n, **tables), _workload(n, still), control=control)
+    return ran(n, agreement(n, **tables), workload(n, still), control=control)
 
 
 def test_who_is_alone_goes_to_its_own_optimum() -> None:
@@ -248,7 +44,7 @@ def test_centralised_peers_are_one_model_at_the_common_optimum() -> None:
     assert _means(population) == pytest.approx([1.5] * 4, abs=1e-4)
     assert np.ptp(population.models(), axis=0).max() == 0
     run = {"rounds": 200, "closing_rounds": 0, "weights": "samples"}
-    weighted = _population(4, _spec(4, run=run), _workload(4), control="centralised")
+    weighted = ran(4, agreement(4, run=run), workload(4), control="centralised")
     # Sites of 3, 4, 5 and 6 rows at 0, 1, 2 and 3.
     assert _means(weighted)[0] == pytest.approx(32 / 18, abs=0.05)
 
@@ -305,7 +101,7 @@ def test_without_weights_is_the_dense_product_of_the_columns() -> None:
 
 def test_rounds_are_told_with_their_losses() -> None:
     told: list[Fact] = []
-    population = _population(3, _spec(3), consensus_every=2, listener=lambda _, __, fact: told.append(fact))
+    population = ran(3, agreement(3), consensus_every=2, listener=lambda _, __, fact: told.append(fact))
     assert [row["stage"] for row in population.per_round] == ["training"] * 3 + ["closing"]
     assert [("consensus_distance" in row) for row in population.per_round] == [False, True, False, True]
     losses = [fact.fields["loss"] for fact in told if fact.fields["stage"] == "training"]
@@ -337,11 +133,11 @@ def test_a_fit_that_fails_costs_its_step_and_all_that_fail_end_the_run() -> None
     def one_is_fragile(site: Site) -> Learner:
         return _Fragile() if site.data == "0" else _Fragile(fits=-100)
 
-    population = _population(3, _spec(3), _workload(3, one_is_fragile))
+    population = ran(3, agreement(3), workload(3, one_is_fragile))
     assert population.faults.tolist() == [2, 0, 0]
     assert population.online_loss() is None
     with pytest.raises(LearnerError, match=r"every fit of round 1 failed.*no more rows"):
-        _population(3, _spec(3), _workload(3, lambda _: _Fragile()))
+        ran(3, agreement(3), workload(3, lambda _: _Fragile()))
 
 
 @dataclass(slots=True)
@@ -366,7 +162,7 @@ def _other_start(site: Site) -> Learner:
 
 def test_sites_that_start_from_different_models_are_refused() -> None:
     with pytest.raises(LearnerError, match="site 1 starts from another model"):
-        _population(2, _spec(2), _workload(2, _other_start))
+        ran(2, agreement(2), workload(2, _other_start))
 
 
 def test_memory_is_planned_before_it_is_taken() -> None:
@@ -420,3 +216,13 @@ def test_both_engines_give_the_same_verdict_on_a_shipped_scenario() -> None:
     # The population counts bodies alone; a world's headers, statements and hellos come on top.
     assert 0.5 * world["bytes_sent"] < population["bytes_sent"] < world["bytes_sent"]
     assert set(population) >= set(world) - {"virtual_s", "events", "events_per_s"}
+
+
+def test_a_rule_whose_bound_is_broken_is_counted() -> None:
+    """Of seven inputs two may lie, not four."""
+    trust = [{"aggregator": {"kind": "coordinate-median", "f": f}} for f in (2.0, 4.0)]
+    gossip = {"topology": {"kind": "complete"}}
+    kept, broken = (ran(7, agreement(7, gossip=gossip, trust=one)).per_round for one in trust)
+    assert [row["bounds_broken"] for row in kept] == [0] * 4
+    # In the first round nobody has heard anybody.
+    assert [row["bounds_broken"] for row in broken] == [0, 7, 7, 7]
