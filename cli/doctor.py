@@ -215,6 +215,7 @@ def _control(case: _Case) -> Iterator[Finding]:
     with ControlClient(case.home) as node:
         if node.is_running():
             yield _found("node", "ok", "running, and answers")
+            yield from _certificate(node.get("/v1/status").get("expires_at"))
             return
     if not path.exists():
         yield _found("node", "skipped", "not running", "p2pfl node start")
@@ -225,6 +226,22 @@ def _control(case: _Case) -> Iterator[Finding]:
         yield _found(
             "node", "warning", f"{path} is left of a node that died", "p2pfl doctor --fix, or start it again"
         )
+
+
+def _certificate(expires_at: float | None) -> Iterator[Finding]:
+    """Whether this member's certificate lasts; a founder has none."""
+    from .status import WARN_DAYS, days_left
+
+    if expires_at is None:
+        return
+    days = days_left(expires_at)
+    cure = "ask the founders for `p2pfl trust renew` of this node"
+    if days <= 0:
+        yield _found("certificate", "failed", "it has expired: no member talks to this node", cure)
+    elif days < WARN_DAYS:
+        yield _found("certificate", "warning", f"it ends in {days:.1f} days", cure)
+    else:
+        yield _found("certificate", "ok", f"{days:.0f} days left")
 
 
 def _ports(case: _Case) -> Iterator[Finding]:

@@ -74,6 +74,12 @@ upload_mbit_s = {upload:g}
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where to listen; may be given twice.")
 @click.option("--bulk-listen", metavar="HOST:PORT", help="Where large updates are fetched.")
 @click.option("--data", default="", help="This site's rows, for the run's learner.")
+@click.option(
+    "--recovery",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also make a recovery key, to be kept offline.",
+)
 @click.option("--preset", type=click.Choice(["lan", "wan"]), default="lan", show_default=True)
 @pass_terminal
 def init(
@@ -82,9 +88,13 @@ def init(
     listen: tuple[str, ...],
     bulk_listen: str | None,
     data: str,
+    recovery: Path | None,
     preset: str,
 ) -> None:
-    """Make a node: a key and a node.toml.  Never overwrites either."""
+    """Make a node: a key and a node.toml.  Never overwrites either.
+
+    With a recovery key, kept elsewhere, `node rotate-key` replaces a key that is lost or stolen.
+    """
     import socket
     import tomllib
 
@@ -107,9 +117,11 @@ def init(
     except msgspec.ValidationError as error:
         raise ConfigError(f"these flags make no node.toml: {error}") from error
     homes.make_home(home)
+    spare = identity.create(recovery.expanduser()) if recovery is not None else None
     mine = identity.create(key)
     homes.write_private(settings, text)
     following = terminal.node_command("run new --from torch my-run")
+    told = f"recovery  {spare.peer_id} (for the founder, too; keep {recovery} offline)\n" if spare else ""
     terminal.result(
         {
             "peer_id": mine.peer_id,
@@ -117,10 +129,12 @@ def init(
             "home": str(home),
             "settings": str(settings),
             "key": str(key),
+            "recovery": spare.peer_id if spare else None,
         },
         f"{chosen}  {mine.peer_id}\n"
         f"settings  {settings}\n"
         f"key       {key} (back it up; whoever has it is this node)\n"
+        f"{told}"
         f"next      {following}, or with a ticket: "
         f"{terminal.node_command('run join run.toml --ticket TICKET')}",
     )

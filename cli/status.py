@@ -15,10 +15,17 @@ from p2pfl.ids import PeerId, RunId, short
 
 from .terminal import Terminal, clean, columns, pass_terminal
 
-__all__ = ["peers", "ping", "status", "topology"]
+__all__ = ["WARN_DAYS", "days_left", "peers", "ping", "status", "topology"]
 
 # A ping is answered by a peer on another continent, through a dial if need be.
 _PING_TIMEOUT_S = 30.0
+# A certificate that ends within so many days is mentioned: founders need time to renew it.
+WARN_DAYS = 14
+
+
+def days_left(expires_at: float) -> float:
+    """Days from now until `expires_at`, by this machine's clock."""
+    return (expires_at - time.time()) / 86_400
 
 
 def _number(value: Any, digits: int = 4) -> str:
@@ -36,6 +43,9 @@ def _describe(now: dict[str, Any]) -> str:
         run = f"{now.get('run_name')}  {short(RunId(now['run_id']))}"
         lines.append(f"run        {run}  round {now.get('round')} of {now.get('rounds')}")
     lines.append(f"peers      {now.get('peers')} connected, {now.get('members')} members")
+    if now.get("expires_at") and (days := days_left(now["expires_at"])) < WARN_DAYS:
+        until = f"certificate ends in {days:.1f} days" if days > 0 else "certificate has expired"
+        lines.append(f"member     {click.style(until, fg='yellow')}; a founder runs `p2pfl trust renew`")
     mass = now.get("mass") or {}
     if mass.get("w") is not None:
         names = ("w", "weight0", "entered", "written_off", "in_flight")

@@ -32,7 +32,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: p2pfl trust invite 12D3KooW... --for 7d --name st-marys")
 def trust() -> None:
-    """Who is believed and who is told: list, invite, admit, set, ban."""
+    """Who is believed and who is told: list, invite, admit, renew, set, ban."""
 
 
 def _seconds(text: str) -> float:
@@ -58,6 +58,8 @@ def list_(terminal: Terminal) -> None:
     rows = []
     for peer in found:
         marks = [word for word, key in (("this node", "self"), ("founder", "founder")) if peer.get(key)]
+        if peer.get("signatures"):
+            marks.append(f"{peer['signatures']} of {peer['quorum']} founders have signed")
         cells = [peer.get(key) for key in ("standing", "share", "accept")]
         expires = _day(peer.get("expires_at"))
         rows.append(
@@ -126,15 +128,25 @@ def _reachable(addresses: list[str]) -> list[str]:
     "--for", "duration", default="7d", show_default=True, help="Until when the ticket must be used."
 )
 @click.option("--run", "file", type=_FILE, help="The agreement, instead of the joined one.")
+@click.option("--lasts", default="90d", show_default=True, help="How long it is a member, until renewed.")
 @click.option("--name", default="", help="What the invited peer is called.")
+@click.option("--recovery", metavar="PEERID", help="The recovery key that its `node init` printed.")
 @click.option("--address", "addresses", multiple=True, metavar="MULTIADDR", help="Where members are reached.")
 @pass_terminal
 def invite(
-    terminal: Terminal, peer: str, duration: str, file: Path | None, name: str, addresses: tuple[str, ...]
+    terminal: Terminal,
+    peer: str,
+    duration: str,
+    file: Path | None,
+    lasts: str,
+    name: str,
+    recovery: str | None,
+    addresses: tuple[str, ...],
 ) -> None:
     """Make a ticket that admits PEERID, the id that its `node init` printed.
 
     The ticket is a certificate for that key alone, so it may travel by mail; who steals it cannot use it.
+    A running node keeps this founder's signature and passes it on, until enough founders have signed.
     """
     from p2pfl.ids import parse_peer_id
     from p2pfl.run import run_id
@@ -152,7 +164,9 @@ def invite(
         name=name,
         now=time.time(),
         nonce=secrets.token_bytes(16),
-        use_within_s=_seconds(duration),
+        recovery=parse_peer_id(recovery) if recovery else None,
+        use_within_s=min(_seconds(duration), _seconds(lasts)),
+        lasts_s=_seconds(lasts),
     )
     where = _reachable(list(addresses) or _own_addresses(terminal, identity))
     if not where:
@@ -160,6 +174,8 @@ def invite(
     ticket = write_ticket(certificate, where)
     missing = _missing(spec, certificate)
     if missing:
+        if file is None:
+            _hand_over(terminal, ticket)
         terminal.note(
             f"{missing} more founders must countersign it: `p2pfl trust admit TICKET` on their nodes"
         )
@@ -179,6 +195,17 @@ def invite(
     )
 
 
+def _hand_over(terminal: Terminal, ticket: str) -> dict[str, Any]:
+    """Give the running node a ticket, to keep and pass on its signatures; empty when it does not run."""
+    from .client import ControlClient
+
+    with ControlClient(terminal.home) as node:
+        try:
+            return dict(node.post("/v1/trust/admit", {"ticket": ticket}))
+        except NotRunningError:
+            return {}
+
+
 @trust.command(epilog="Example: p2pfl trust admit p2pfl1...")
 @click.argument("ticket")
 @click.option("--run", "file", type=_FILE, help="The agreement, instead of the joined one.")
@@ -186,13 +213,12 @@ def invite(
 def admit(terminal: Terminal, ticket: str, file: Path | None) -> None:
     """Countersign a ticket that another founder made, and admit its peer once enough have signed.
 
-    Prints the ticket with this founder's signature, for the next founder or for the invited peer.
+    Prints the ticket with this founder's signature, for the next founder or for the invited peer.  A running
+    node keeps the signature and passes it on: those of several founders add up, wherever they were given.
     """
     from p2pfl.run import run_id
     from p2pfl.trust.certificates import countersign
     from p2pfl.trust.tickets import parse_ticket, write_ticket
-
-    from .client import ControlClient
 
     identity, spec = _founder_of(terminal, file)
     parsed = parse_ticket(ticket)
@@ -205,18 +231,12 @@ def admit(terminal: Terminal, ticket: str, file: Path | None) -> None:
     addresses = _reachable([*parsed.addresses, *_own_addresses(terminal, identity)])
     signed = write_ticket(certificate, addresses)
     missing = _missing(spec, certificate)
-    admitted = False
-    if not missing:
-        with ControlClient(terminal.home) as node:
-            try:
-                node.post("/v1/trust/admit", {"ticket": signed})
-                admitted = True
-            except NotRunningError:
-                terminal.note(
-                    "this node is not running; the peer is admitted when it shows the ticket to a member"
-                )
-    else:
+    answer = _hand_over(terminal, signed) if file is None else {}
+    admitted = answer.get("standing") == "member"
+    if missing and not admitted:
         terminal.note(f"{missing} more founders must countersign it")
+    elif not answer:
+        terminal.note("this node is not running; the peer is admitted when it shows the ticket to a member")
     terminal.result(
         {
             "ticket": signed,
@@ -226,6 +246,33 @@ def admit(terminal: Terminal, ticket: str, file: Path | None) -> None:
         },
         signed,
     )
+
+
+@trust.command(epilog="Example: p2pfl trust renew --all")
+@click.argument("peer", required=False)
+@click.option("--all", "everyone", is_flag=True, help="Everybody who has a certificate.")
+@click.option("--lasts", default="90d", show_default=True, help="From now.")
+@pass_terminal
+def renew(terminal: Terminal, peer: str | None, everyone: bool, lasts: str) -> None:
+    """As a founder sign a later certificate of PEER, which goes on taking part meanwhile.
+
+    With a quorum of founders it counts everywhere.  PEER is an id, a name, or the beginning or end of an id.
+    """
+    from .client import ControlClient, one_peer
+
+    if (peer is None) != everyone:
+        raise ConfigError("whose certificate? name one PEER, or give --all")
+    arguments: dict[str, Any] = {"lasts_s": float(_seconds(lasts))}
+    with ControlClient(terminal.home) as node:
+        if peer is not None:
+            arguments["peer"] = one_peer(peer, node.get("/v1/trust")["trust"])
+        renewed = node.post("/v1/trust/renew", arguments)["renewed"]
+    lines = [
+        f"{one['peer_id']}: until {_day(one['expires_at'])}, signed by {one['signatures']} of {one['quorum']}"
+        + ("" if one["signatures"] >= one["quorum"] else "; other founders run `p2pfl trust renew`, too")
+        for one in renewed
+    ]
+    terminal.result({"renewed": renewed}, "\n".join(lines) or "nobody has a certificate here")
 
 
 @trust.command(epilog="Example: p2pfl trust ban st-marys --reason 'sends poison'")

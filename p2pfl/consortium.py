@@ -18,8 +18,8 @@ from p2pfl.events import Fact, Roster
 from p2pfl.ids import PeerId, RunId
 from p2pfl.net import discovery
 from p2pfl.net.discovery import AddressBook, AddressRecord
-from p2pfl.trust import certificates, membership, relations
-from p2pfl.trust.membership import Membership
+from p2pfl.trust import admission, amendments, certificates, membership, relations, successions
+from p2pfl.trust.membership import Membership, Records
 from p2pfl.trust.relations import Level, Relations
 
 __all__ = ["Consortium", "Outcome"]
@@ -101,7 +101,7 @@ class Consortium:
 
     def parts(self) -> list[Roster]:
         """Everything there is to tell, in messages that fit a frame; revocations first."""
-        said = [Roster(certificates=c, revocations=r) for c, r in membership.batches(self.membership)]
+        said = [Roster(**batch._asdict()) for batch in membership.batches(self.membership)]
         records = [discovery.encode_record(self.book.records[p]) for p in sorted(self.book.records)]
         starts = range(0, len(records), _RECORDS_PER_MESSAGE)
         said += [Roster(addresses=tuple(records[i : i + _RECORDS_PER_MESSAGE])) for i in starts]
@@ -109,10 +109,9 @@ class Consortium:
 
     def merge(self, roster: Roster, now: float) -> Outcome:
         """Take in a member's roster.  Never raises: what is wrong with it is in the outcome."""
-        state, changed, rejected = membership.merge(
-            self.membership, roster.certificates, roster.revocations, now
-        )
-        self.membership = state
+        held = Records(roster.certificates, roster.revocations, roster.successions, roster.amendments)
+        state, changed, rejected = admission.merge(self.membership, held, now)
+        self._become(state)
         records: list[AddressRecord] = []
         faults = ["roster"] if rejected else []
         for data in roster.addresses:
@@ -126,6 +125,14 @@ class Consortium:
         """Take in this site's own addresses; returns whether they are news."""
         return self._learn([record], now)
 
+    def _become(self, state: Membership) -> None:
+        """Take up a later membership; what this site decided of a key holds of the one in its place, too."""
+        before = self.membership.successions
+        for old in state.successions:
+            if state.successions[old] != before.get(old) and (new := membership.successor_of(state, old)):
+                self.relations = relations.rename(self.relations, old, new)
+        self.membership = state
+
     def _learn(self, records: list[AddressRecord], now: float) -> bool:
         members = self.members(now)
         self.book, changed = discovery.merge(
@@ -136,7 +143,8 @@ class Consortium:
     def command(self, verb: str, arguments: Mapping[str, Any], now: float) -> list[Fact]:
         """Carry out a verb of this site's own people.
 
-        `admit` {certificate}, `ban` {peer, revocation}, `forget` {peer}, `set` {peer, share, accept}.
+        `admit` {certificate}, `succeed` {succession}, `amend` {amendment}, `ban` {peer, revocation},
+        `forget` {peer}, `set` {peer, share, accept}.
         Returns facts; a refusal is a fact, too.
         """
         try:
@@ -155,8 +163,25 @@ class Consortium:
         match verb:
             case "admit":
                 certificate = certificates.decode_certificate(arguments["certificate"])
-                self.membership, changed = membership.admit(self.membership, certificate, now)
-                return Fact(event="member admitted", fields={"peer": certificate.subject, "new": changed})
+                state, changed = admission.admit(self.membership, certificate, now)
+                self._become(state)
+                subject = certificate.subject
+                if (open_ := state.pending.get(membership.key_of(certificate))) is not None:
+                    signed = {"signatures": len(open_.signatures), "quorum": state.quorum}
+                    return Fact(event="admission signed", fields={"peer": subject, **signed})
+                return Fact(event="member admitted", fields={"peer": subject, "new": changed})
+            case "succeed":
+                succession = successions.decode_succession(arguments["succession"])
+                state, _ = admission.succeed(self.membership, succession)
+                self._become(state)
+                return Fact(event="key replaced", fields={"old": succession.old, "peer": succession.new})
+            case "amend":
+                amendment = amendments.decode_amendment(arguments["amendment"])
+                state, _ = admission.amend(self.membership, amendment)
+                self._become(state)
+                held = state.amendments.get(amendments.key_of(amendment), amendment)
+                signed = {"signatures": len(held.signatures), "quorum": state.quorum}
+                return Fact(event="amendment signed", fields={"epoch": amendment.epoch, **signed})
             case "publish":
                 changed = self.publish(arguments["record"], now)
                 return Fact(event="addresses published", level="debug", fields={"new": changed})
@@ -165,9 +190,8 @@ class Consortium:
                 self.relations = relations.ban(self.relations, peer)
                 final = False
                 if revocation := arguments.get("revocation"):
-                    self.membership, _ = membership.revoke(
-                        self.membership, certificates.decode_revocation(revocation)
-                    )
+                    decoded = certificates.decode_revocation(revocation)
+                    self.membership, _ = admission.revoke(self.membership, decoded)
                     final = membership.is_revoked(self.membership, peer)
                 return Fact(event="member banned", level="warning", fields={"peer": peer, "revoked": final})
             case "forget":
@@ -210,7 +234,7 @@ class Consortium:
             ) from error
         fresh, self.membership = self.membership, membership.from_bytes(saved.membership)
         for batch in membership.batches(fresh):
-            self.membership, _, _ = membership.merge(self.membership, *batch, now)
+            self.membership, _, _ = admission.merge(self.membership, batch, now)
         self.relations = relations.from_bytes(saved.relations)
         self.book = discovery.book_from_bytes(saved.addresses)
 

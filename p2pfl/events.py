@@ -133,11 +133,13 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """Signed certificates, revocations and address records, each in its own signed encoding (trust/)."""
+    """Signed records of a run's membership (trust/) and address records (net/), each in its own encoding."""
 
     certificates: tuple[bytes, ...] = ()
     revocations: tuple[bytes, ...] = ()
     addresses: tuple[bytes, ...] = ()
+    successions: tuple[bytes, ...] = ()
+    amendments: tuple[bytes, ...] = ()
 
 
 # SHARE and STATE carry raw little-endian bytes: the float64 statistics, then the float32 parameters.
@@ -347,11 +349,10 @@ class Dial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HangUp:
-    """Close the connection to `peer`; `ban` keeps it from coming back."""
+    """Close the connection to `peer`."""
 
     peer: PeerId
     reason: str
-    ban: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

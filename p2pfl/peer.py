@@ -279,6 +279,7 @@ class Peer:
 
     def _next(self) -> None:
         state = self.state
+        roster.expire(state)
         if state.round >= state.schedule.total:
             state.phase, state.reason = Phase.DRAINING, "every share is to find its place"
             state.deadline = state.settle_until = state.now + state.spec.run.deadline_s

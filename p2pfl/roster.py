@@ -8,11 +8,14 @@ from p2pfl.state import State
 from p2pfl.trust import membership
 from p2pfl.trust.membership import Membership
 
-__all__ = ["command", "enforce", "learn", "spread", "tick"]
+__all__ = ["command", "enforce", "expire", "learn", "spread", "tick"]
 
 # Address news passed on at once between two ticks, beyond four a member; what is more waits for the next
 # tick, so that a member that keeps moving, or says so, costs others no more than that.
 _NEWS = 16
+# Two weeks for a quorum of founders to sign a renewal; of a certificate that lasts less, its last sixth.
+_WARN_S = 14 * 86_400
+_WARN_FRACTION = 1 / 6
 
 
 def learn(state: State, roster: Roster, said_by: PeerId | None = None) -> tuple[str, ...]:
@@ -79,11 +82,31 @@ def _decided(state: State, fact: Fact) -> None:
 
 
 def tick(state: State) -> None:
-    """What time brings: members whose certificate has expired, and news that had to wait."""
-    enforce(state)
+    """What time brings: the ends of certificates, and news that had to wait."""
+    expire(state)
     if _is_flooded(state):
         spread(state)
     state.news = 0
+
+
+def expire(state: State) -> None:
+    """Part with members whose certificate has expired.
+
+    Say once of each that it soon will: of one's own, and to founders of all.
+    """
+    enforce(state)
+    held = state.consortium.membership
+    is_founder = state.me in held.founders
+    for peer in state.members() if is_founder else (state.me,):
+        certificate = membership.certificate_of(held, peer)
+        if certificate is None or state.warned.get(peer) == certificate.expires_at:
+            continue
+        lasts_s = certificate.expires_at - certificate.issued_at
+        left_s = certificate.expires_at - state.now
+        if left_s < min(_WARN_S, lasts_s * _WARN_FRACTION):
+            state.warned[peer] = certificate.expires_at
+            fields = {"peer": peer, "expires_at": certificate.expires_at, "days": round(left_s / 86_400, 1)}
+            state.fact("certificate expires soon", "warning", **fields)
 
 
 def _is_flooded(state: State) -> bool:
@@ -120,4 +143,4 @@ def enforce(state: State) -> None:
                     state.send(peer, Kind.ROSTER, part)
             state.neighbours.lost(peer)
             state.links.discard(peer)
-            state.emit(HangUp(peer=peer, reason=f"this peer is {standing} here", ban=True))
+            state.emit(HangUp(peer=peer, reason=f"this peer is {standing} here"))

@@ -118,6 +118,8 @@ class State:
     is_restored: bool = False
     # Address news passed on since the last tick.
     news: int = 0
+    # Whose certificate was said to expire, and when that is.
+    warned: dict[PeerId, int] = field(default_factory=dict)
     leaving: bool = False
     revoked: bool = False
     greetings: int = 0

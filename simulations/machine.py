@@ -76,7 +76,6 @@ class Machine:
         self.facts: list[tuple[float, Fact]] = []
         self.bytes_sent = 0
         self.bytes_sent_by_peers_round = 0
-        self.banned: set[int] = set()
         self.offers: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
         self.doomed_after: int | None = None
         self.timer: float | None = None

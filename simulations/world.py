@@ -39,6 +39,7 @@ from p2pfl.events import (
 from p2pfl.net.link_model import PERFECT, LinkModel
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, run_id
+from p2pfl.trust.membership import Membership
 
 from .machine import Listener, Machine, SimulatedSite, founded_by, identities
 from .mass_audit import MassAudit, audit, books_on
@@ -66,17 +67,19 @@ class World:
         crypto: bool = False,
         inline_bytes: int = 0,
         listener: Listener | None = None,
+        begin: Membership | None = None,
     ) -> None:
         """seed: of the network's draws and the keys; None is the run's.
 
         crypto: seal and open every message with real keys, as the wire does.   inline_bytes: bodies up to
-        this size ride in their offer; larger ones are asked for, which costs a round trip.
+        this size ride in their offer; larger ones are asked for, which costs a round trip.   begin: the
+        membership that every peer starts with; None makes all of them founders.
         """
         self.spec, self.seed = spec, spec.run.seed if seed is None else seed
         self.now = 0.0
         self.events = 0
         keys = identities(len(sites), self.seed)
-        founders = founded_by(run_id(spec), [key.peer_id for key in keys])
+        founders = begin or founded_by(run_id(spec), [key.peer_id for key in keys])
         self.machines = [
             Machine(i, key, site, spec, founders, self.seed)
             for i, (key, site) in enumerate(zip(keys, sites, strict=True))
@@ -191,8 +194,7 @@ class World:
         """Let the site's own people ask something of its peer, now."""
         machine = self.machines[index]
         self._hear(machine, machine.life, Commanded(verb=verb, arguments=arguments))
-        if verb in ("forget", "admit"):
-            machine.banned.clear()
+        if machine.peer is not None:
             self._dial_wanted(machine)
 
     # --- events --------------------------------------------------------------------------------------
@@ -266,8 +268,6 @@ class World:
                 )
             case HangUp():
                 other = self._index[effect.peer]
-                if effect.ban:
-                    machine.banned.add(other)
                 # What was said before it still arrives.
                 last = max(self.now, self.network.last_arrival(i, other))
                 self.at(last, other, partial(self._close, i, other, self.network.session(i, other)))
@@ -314,7 +314,7 @@ class World:
             or self.network.is_cut(i, j, self.now)
         ):
             return
-        if j in a.banned or i in b.banned or not (a.peer.knows(b.name) and b.peer.knows(a.name)):
+        if not (a.peer.knows(b.name) and b.peer.knows(a.name)):
             return
         session = self.network.connect(i, j)
         for machine, other in ((a, j), (b, i)):

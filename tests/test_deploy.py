@@ -73,7 +73,7 @@ def test_every_command_of_the_deployment_guide_does_what_the_guide_says(page: Gu
     started: dict[str, int] = {}
     for step in guide.commands(PAGE):
         if "run check run.toml" in step.command and not (page.folder / "run.toml").exists():
-            assert set(page.variables) == {site.upper() for site in SITES}
+            assert set(page.variables) == {*(site.upper() for site in SITES), "VA_RECOVERY"}
             write_agreements(page)
         done = page.do(step)
         assert done.returncode == 0, (step, done.stdout, done.stderr)

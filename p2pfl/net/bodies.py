@@ -97,11 +97,13 @@ def decode_structured(kind: Kind, data: bytes | memoryview) -> StructuredBody:
                 text=encoding.printable(document[2], "notice text", most_bytes=MAX_TEXT_BYTES),
             )
         case Kind.ROSTER:
-            document = encoding.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=range(1, 6), limit=MAX_BODY_BYTES)
             return Roster(
                 certificates=_signed(document[1], "certificate"),
                 revocations=_signed(document[2], "revocation"),
                 addresses=_signed(document[3], "address record"),
+                successions=_signed(document[4], "succession"),
+                amendments=_signed(document[5], "amendment"),
             )
         case Kind.SHARE | Kind.STATE:
             raise RemoteError(f"a {kind.name} has no structured body")
@@ -133,7 +135,13 @@ def _document(body: StructuredBody) -> dict[int, Any]:
         case Notice():
             return {1: body.code, 2: _sentence(body.text)}
         case Roster():
-            return {1: list(body.certificates), 2: list(body.revocations), 3: list(body.addresses)}
+            return {
+                1: list(body.certificates),
+                2: list(body.revocations),
+                3: list(body.addresses),
+                4: list(body.successions),
+                5: list(body.amendments),
+            }
 
 
 def _sentence(text: str) -> str:

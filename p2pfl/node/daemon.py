@@ -29,8 +29,9 @@ from p2pfl.node.store import Store
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, run_id
 from p2pfl.settings import NodeSettings
-from p2pfl.trust import certificates, identity, membership, tickets
+from p2pfl.trust import admission, certificates, identity, successions, tickets
 from p2pfl.trust.identity import Identity
+from p2pfl.trust.membership import Records
 
 __all__ = ["consortium_of", "serve"]
 
@@ -54,7 +55,12 @@ def consortium_of(spec: RunSpec, own: Identity, ticket: bytes, now: float) -> Co
     )
     if ticket and own.peer_id not in founders:
         # Taken as from a roster: whether it was used in time is for those to judge to whom it is shown.
-        consortium.membership, _, rejected = membership.merge(consortium.membership, [ticket], [], now)
+        held = successions.decode_petition(ticket)
+        records = Records(
+            certificates=(certificates.encode_certificate(held.certificate),),
+            successions=tuple(map(successions.encode_succession, held.successions)),
+        )
+        consortium.membership, _, rejected = admission.merge(consortium.membership, records, now)
         if rejected:
             raise ConfigError(f"this node's ticket does not admit it: {rejected[0]}")
     return consortium
@@ -87,7 +93,7 @@ async def serve(
     addresses: tuple[str, ...] = ()
     if (home / _TICKET).exists():
         parsed = tickets.parse_ticket((home / _TICKET).read_text(encoding="utf-8"))
-        ticket, addresses = certificates.encode_certificate(parsed.certificate), parsed.addresses
+        ticket, addresses = successions.encode_petition(parsed.petition), parsed.addresses
     clock = Clock()
     limits = Limits(max_connections=settings.limits.connections, upload_mbit_s=settings.limits.upload_mbit_s)
 

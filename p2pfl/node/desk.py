@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from p2pfl.ids import PeerId, parse_peer_id
 from p2pfl.node import backup, snapshots
 from p2pfl.node.node import Node
 from p2pfl.node.telemetry import EventHub
-from p2pfl.trust import certificates, relations, tickets
+from p2pfl.trust import admission, certificates, membership, relations, tickets, voting
+from p2pfl.trust.certificates import Certificate
 
 __all__ = ["Desk"]
 
@@ -60,12 +62,19 @@ class Desk:
             "reason": view.reason,
             "peers": sum(bool(one["up"]) for one in view.neighbours.values()),
             "members": len(view.members),
+            "expires_at": self._expires_at(),
             "roster": list(view.members),
             "metric": dict(view.metrics),
             "mass": mass if conserves_mass(spec) else None,
             "incarnation": view.incarnation,
             "finished": view.finished,
         }
+
+    def _expires_at(self) -> int | None:
+        """When this node's own certificate ends, None for a founder."""
+        held = self._node.peer.state.consortium.membership
+        certificate = membership.certificate_of(held, self._node.identity.peer_id)
+        return None if certificate is None else certificate.expires_at
 
     def peers(self) -> list[dict[str, Any]]:
         """One entry a member, this node left out."""
@@ -76,7 +85,7 @@ class Desk:
             if peer == view.me:
                 continue
             one = view.neighbours.get(peer, {})
-            certificate = consortium.membership.certificates.get(peer)
+            certificate = membership.certificate_of(consortium.membership, peer)
             rows.append(
                 {
                     "peer_id": peer,
@@ -127,9 +136,12 @@ class Desk:
         """One entry a peer that is or was a member, or has levels of its own."""
         node = self._node
         consortium, now = node.peer.state.consortium, node.clock.now()
+        open_ = {c.subject: len(c.signatures) for c in consortium.membership.pending.values()}
         known = (
             set(consortium.membership.founders)
             | set(consortium.membership.certificates)
+            | set(membership.members(consortium.membership, now))
+            | set(open_)
             | set(consortium.membership.revocations)
             | set(consortium.relations.banned)
             | set(consortium.relations.share_with)
@@ -137,7 +149,7 @@ class Desk:
         )
         rows = []
         for peer in sorted(known):
-            certificate = consortium.membership.certificates.get(peer)
+            certificate = membership.certificate_of(consortium.membership, peer)
             rows.append(
                 {
                     "peer_id": peer,
@@ -148,6 +160,8 @@ class Desk:
                     "share": relations.share_level(consortium.relations, peer).name.lower(),
                     "accept": relations.accept_level(consortium.relations, peer).name.lower(),
                     "expires_at": certificate.expires_at if certificate else None,
+                    "signatures": open_.get(peer),
+                    "quorum": consortium.membership.quorum,
                 }
             )
         return rows
@@ -177,6 +191,10 @@ class Desk:
                 return await self._ban(self._peer(arguments["peer"]), arguments.get("reason", ""))
             case "admit":
                 return await self._admit(arguments["ticket"])
+            case "renew":
+                named = arguments.get("peer")
+                lasts_s = arguments.get("lasts_s", certificates.LASTS_S)
+                return await self._renew(None if named is None else self._peer(named), lasts_s)
             case "set":
                 peer = self._peer(arguments["peer"])
                 levels: dict[str, Any] = {k: v for k, v in arguments.items() if k in ("share", "accept")}
@@ -227,14 +245,39 @@ class Desk:
         }
 
     async def _admit(self, text: str) -> dict[str, Any]:
+        return await self._take(tickets.parse_ticket(text).certificate)
+
+    async def _take(self, certificate: Certificate) -> dict[str, Any]:
+        """Have the peer keep a certificate and pass it on; what became of it."""
         node = self._node
-        certificate = tickets.parse_ticket(text).certificate
+        admission.admit(node.peer.state.consortium.membership, certificate, node.clock.now())
         await node.ask(
             Commanded(verb="admit", arguments={"certificate": certificates.encode_certificate(certificate)})
         )
-        standing = node.peer.state.consortium.standing(certificate.subject, node.clock.now())
-        if standing != "member":
-            raise RefusedError(
-                f"{certificate.subject} is not admitted ({standing}); has a quorum of founders signed?"
+        consortium = node.peer.state.consortium
+        held = consortium.membership.pending.get(membership.key_of(certificate))
+        counting = consortium.membership.certificates.get(certificate.subject, certificate)
+        return {
+            "peer_id": certificate.subject,
+            "standing": consortium.standing(certificate.subject, node.clock.now()),
+            "signatures": len((held or counting).signatures),
+            "quorum": consortium.membership.quorum,
+            "expires_at": (held or counting).expires_at,
+        }
+
+    async def _renew(self, peer: PeerId | None, lasts_s: float) -> dict[str, Any]:
+        """Sign a later certificate of `peer`, or of all who have one."""
+        node = self._node
+        held = node.peer.state.consortium.membership
+        now = node.clock.now()
+        voting.check_founder(held, node.identity.peer_id)
+        with_one = [p for p in membership.members(held, now) if p not in held.founders]
+        renewed = [
+            await self._take(
+                voting.renew(
+                    held, node.identity, subject, now=now, lasts_s=lasts_s, nonce=secrets.token_bytes(16)
+                )
             )
-        return {"peer_id": certificate.subject, "standing": standing}
+            for subject in (with_one if peer is None else [peer])
+        ]
+        return {"renewed": renewed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from p2pfl.consortium import Consortium
 from p2pfl.errors import RefusedError
@@ -10,7 +11,7 @@ from p2pfl.events import Commanded, Kind, Notice, Roster
 from p2pfl.ids import PeerId
 from p2pfl.net.bodies import decode_structured, encode_structured
 from p2pfl.net.transport import Gate, Standing, Transport
-from p2pfl.trust import certificates, membership
+from p2pfl.trust import admission, certificates, membership, successions
 
 __all__ = ["Lobby"]
 
@@ -29,7 +30,7 @@ class Lobby:
         ask: Callable[[Commanded], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
-        """ticket: this node's own certificate, empty for a founder.   now: seconds since 1970."""
+        """ticket: this node's own petition, empty for a founder.   now: seconds since 1970."""
         self._consortium, self._ticket, self._ask, self._now = consortium, ticket, ask, now
         self.gate = Gate(standing=self._standing, petition=self._petition)
 
@@ -48,18 +49,40 @@ class Lobby:
         if membership.is_revoked(state, peer):
             record = certificates.encode_revocation(state.revocations[peer])
             return _YES + encode_structured(Kind.ROSTER, Roster(revocations=(record,)))
+        if membership.is_replaced(state, peer):
+            records = tuple(map(successions.encode_succession, state.successions[peer]))
+            return _YES + encode_structured(Kind.ROSTER, Roster(successions=records))
         try:
-            membership.petition(self._consortium.membership, peer, frame, self._now())
+            after, changed = admission.petition(state, peer, frame, self._now())
         except RefusedError as error:
-            text = str(error)[:_REASON_CHARACTERS]
-            return _NO + encode_structured(Kind.NOTICE, Notice(code="not-accepted", text=text))
-        await self._ask(Commanded(verb="admit", arguments={"certificate": frame}))
+            return _no(str(error))
+        if changed:
+            asked = successions.decode_petition(frame)
+            certificate = certificates.encode_certificate(asked.certificate)
+            await self._ask(Commanded(verb="admit", arguments={"certificate": certificate}))
+            for one in asked.successions:
+                record = successions.encode_succession(one)
+                await self._ask(Commanded(verb="succeed", arguments={"succession": record}))
+        if membership.standing(after, peer, self._now()) != "member":
+            return _no("fewer founders than a quorum have signed; this node passes on that you ask")
         parts = self._consortium.parts()
         return _YES + encode_structured(Kind.ROSTER, parts[0] if parts else Roster())
 
+    def _own(self) -> bytes:
+        """What this node shows: its ticket, with the certificate that replaced the ticket's since."""
+        if not self._ticket:
+            return _NO
+        asked = successions.decode_petition(self._ticket)
+        state = self._consortium.membership
+        me = successions.subject_of(asked)
+        if (held := state.certificates.get(me)) is not None:
+            return successions.encode_petition(successions.Petition(certificate=held))
+        held = state.certificates.get(asked.certificate.subject, asked.certificate)
+        return successions.encode_petition(replace(asked, certificate=held))
+
     async def apply(self, transport: Transport, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Show our certificate to a member that does not know us.  Raises RemoteError."""
-        answer = await transport.petition(peer, addresses, self._ticket or _NO)
+        answer = await transport.petition(peer, addresses, self._own())
         if answer[:1] == _NO:
             notice = decode_structured(Kind.NOTICE, answer[1:])
             assert isinstance(notice, Notice)
@@ -67,3 +90,8 @@ class Lobby:
             raise RefusedError(notice.text if self._ticket else stranger, peer)
         roster = decode_structured(Kind.ROSTER, answer[1:])
         await self._ask(Commanded(verb="roster", arguments={"roster": roster}))
+
+
+def _no(text: str) -> bytes:
+    notice = Notice(code="not-accepted", text=text[:_REASON_CHARACTERS])
+    return _NO + encode_structured(Kind.NOTICE, notice)

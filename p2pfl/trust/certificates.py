@@ -6,7 +6,7 @@ voter's own words, so that founders who act without knowing of each other still 
 
 Both are certificates bound to keys, not secrets: who finds or steals one can do nothing with it.
 
-Reading checks form and limits only; `membership` checks signatures, because it knows the founders.
+Reading checks form and limits only; `admission` checks signatures, because it knows the founders.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = [
     "decode_certificate",
     "has_signed",
     "join_certificates",
+    "order_of",
     "issue_revocation",
     "encode_revocation",
     "decode_revocation",
@@ -49,13 +50,13 @@ CERTIFICATE_DOMAIN = b"p2pfl-certificate/1"
 REVOCATION_DOMAIN = b"p2pfl-revocation/1"
 # A quorum of 15 decides for up to 29 founders; with more, a certificate would not fit its limit.
 MAX_SIGNATURES = 15
-# Name, labels, times and keys: about 170 bytes are in use, the rest is room for labels.
-_MAX_CONTENT_BYTES = 496
+# Name, labels, times and keys: about 210 bytes are in use, the rest is room for labels.
+_MAX_CONTENT_BYTES = 532
 # Content and MAX_SIGNATURES of 98 bytes each, half of what the lobby reads of a stranger.
 MAX_CERTIFICATE_BYTES = 2048
 # MAX_SIGNATURES votes of at most 173 bytes; a record of a roster may have 4 KiB.
 MAX_REVOCATION_BYTES = 3072
-# Seven days from invitation to first use, 90 days of membership before a renewal.
+# Seven days from invitation to first use, 90 days of membership before a renewal, unless said otherwise.
 USE_WITHIN_S = 7 * 86_400
 LASTS_S = 90 * 86_400
 _MAX_NAME_BYTES = 64
@@ -72,7 +73,8 @@ class Certificate:
     """That `subject` is a member of `run`, under the signatures of founders.
 
     name: what people call it.   labels: what shapes the plan, such as a group or a role.
-    issued_at, use_by, expires_at: seconds since 1970; see `membership.admit` for what they mean.
+    issued_at, use_by, expires_at: seconds since 1970; see `admission.admit` for what they mean.
+    recovery: the key that may name another in the subject's place (`successions`), None for none.
     """
 
     run: RunId
@@ -83,6 +85,7 @@ class Certificate:
     use_by: int
     expires_at: int
     nonce: bytes
+    recovery: PeerId | None = None
     signatures: Mapping[PeerId, bytes] = field(default_factory=dict)
 
     @property
@@ -98,6 +101,7 @@ class Certificate:
                 6: self.use_by,
                 7: self.expires_at,
                 8: self.nonce,
+                9: b"" if self.recovery is None else encoding.key_of(self.recovery),
             }
         )
 
@@ -129,6 +133,7 @@ def issue_certificate(
     labels: Mapping[str, str] | None = None,
     now: float,
     nonce: bytes,
+    recovery: PeerId | None = None,
     use_within_s: float = USE_WITHIN_S,
     lasts_s: float = LASTS_S,
 ) -> Certificate:
@@ -145,6 +150,7 @@ def issue_certificate(
         use_by=int(now + use_within_s),
         expires_at=int(now + lasts_s),
         nonce=nonce,
+        recovery=recovery,
     )
     signed = countersign(certificate, founder)
     try:
@@ -176,7 +182,7 @@ def decode_certificate(data: bytes) -> Certificate:
     """The certificate in `data`, its form checked and its signatures not.  Raises RemoteError."""
     outer = encoding.unpack(data, "a certificate", keys=(1, 2), limit=MAX_CERTIFICATE_BYTES)
     content = encoding.blob(outer[1], "a certificate's content", most_bytes=_MAX_CONTENT_BYTES)
-    inner = encoding.unpack(content, "a certificate's content", keys=range(1, 9), limit=_MAX_CONTENT_BYTES)
+    inner = encoding.unpack(content, "a certificate's content", keys=range(1, 10), limit=_MAX_CONTENT_BYTES)
     certificate = Certificate(
         run=encoding.run(inner[1], "a certificate's run"),
         subject=encoding.peer(inner[2], "a certificate's subject"),
@@ -186,6 +192,7 @@ def decode_certificate(data: bytes) -> Certificate:
         use_by=encoding.integer(inner[6], "a certificate's last time of use", most=MAX_COUNTER),
         expires_at=encoding.integer(inner[7], "a certificate's end", most=MAX_COUNTER),
         nonce=encoding.exact(inner[8], "a certificate's nonce", size_bytes=_NONCE_BYTES),
+        recovery=None if inner[9] == b"" else encoding.peer(inner[9], "a certificate's recovery key"),
         signatures=_signatures(outer[2]),
     )
     if not certificate.issued_at <= certificate.use_by <= certificate.expires_at:
@@ -212,7 +219,12 @@ def join_certificates(left: Certificate, right: Certificate) -> Certificate:
         for founder, signature in right.signatures.items():
             merged[founder] = min(signature, merged.get(founder, signature))
         return replace(left, signatures=_first(merged))
-    return max(left, right, key=lambda c: (c.expires_at, c.issued_at, c.content))
+    return max(left, right, key=order_of)
+
+
+def order_of(certificate: Certificate) -> tuple[int, int, bytes]:
+    """What decides between certificates of one subject: the greatest counts."""
+    return certificate.expires_at, certificate.issued_at, certificate.content
 
 
 def issue_revocation(

@@ -1,15 +1,17 @@
 """Who belongs to a run: founders, whom a quorum of them admitted, and whom a quorum revoked.
 
-Theory of operation.  `Membership` is a value that every member holds and merges with its neighbours'.
-Certificates and revocations form a join-semilattice: merging is commutative, associative and idempotent, so
+Theory of operation.  `Membership` is a value that every member holds and merges with its neighbours'
+(`admission`).  Its records form a join-semilattice: merging is commutative, associative and idempotent, so
 members who have seen the same records, in any order and however often, hold the same value and digest.
 
   * A founder is a member without a certificate.
   * A certificate counts with the signatures of at least `quorum` founders; quorum > founders / 2, so two
-    halves of a partition cannot both admit or revoke, and a minority can do neither.
+    halves of a partition cannot both admit or revoke, and a minority can do neither.  With fewer it is kept
+    and passed on, so that founders who sign at different times and places add up.
   * A revocation counts with the votes of a quorum, beats every certificate, and is final within the run: who
-    lost a key comes back as a new member under a new one.  Fewer votes are kept and passed on, so that
-    founders who vote at different times and places add up.
+    lost a key comes back as a new member under a new one.  Fewer votes are kept and passed on, too.
+  * An amendment counts with the signatures of a quorum, likewise; see `amendments`.
+  * A succession puts a new key in the place of an old one, which is refused from then on; see `successions`.
   * First use: a ticket presented in a lobby must be used by `use_by`, judged by the clock of the node it is
     presented to.  That node then carries the certificate in its roster, and a certificate out of a member's
     roster is not asked for its `use_by` again.  A member could so lend its roster to a stale ticket; a quorum
@@ -25,12 +27,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
 
 from p2pfl import encoding
-from p2pfl.errors import ConfigError, RefusedError, RemoteError, StoreError
-from p2pfl.ids import PeerId, RunId, public_key_of, short
+from p2pfl.errors import ConfigError, RemoteError, StoreError
+from p2pfl.ids import PeerId, RunId, public_key_of
+from p2pfl.trust import amendments as terms
+from p2pfl.trust.amendments import (
+    MAX_AMENDMENT_BYTES,
+    Amendment,
+    decode_amendment,
+    encode_amendment,
+    in_force,
+)
 from p2pfl.trust.certificates import (
     MAX_CERTIFICATE_BYTES,
     MAX_REVOCATION_BYTES,
@@ -42,56 +52,80 @@ from p2pfl.trust.certificates import (
     encode_certificate,
     encode_revocation,
     has_signed,
-    has_voted,
-    join_certificates,
-    join_revocations,
+    order_of,
 )
 from p2pfl.trust.identity import PUBLIC_KEY_BYTES
+from p2pfl.trust.successions import (
+    MAX_SUCCESSION_BYTES,
+    Succession,
+    decode_succession,
+    encode_succession,
+)
 
 __all__ = [
     "MAX_MEMBERS",
-    "MAX_PENDING",
     "Membership",
+    "Records",
     "Standing",
-    "check_root",
-    "genesis",
-    "standing",
-    "members",
-    "is_revoked",
-    "signatures_missing",
-    "petition",
-    "admit",
-    "revoke",
-    "merge",
+    "amended",
     "batches",
+    "certificate_of",
+    "check_root",
     "digest",
-    "to_bytes",
     "from_bytes",
+    "genesis",
+    "is_replaced",
+    "is_revoked",
+    "key_of",
+    "members",
+    "passed",
+    "predecessors",
+    "signatures_missing",
+    "standing",
+    "successor_of",
+    "to_bytes",
 ]
 
 # Certificates, and revocations, of one run; a roster of this size has about 2 MB.
 MAX_MEMBERS = 4096
-# Revocations short of a quorum that one founder may have open, so that none can fill the value with them.
-MAX_PENDING = 32
-# Revocations with and short of a quorum together.
+# Records of one kind, those with and those short of a quorum together.
 _MAX_RECORDS = 2 * MAX_MEMBERS
 _MAX_STATE_BYTES = MAX_MEMBERS * (MAX_CERTIFICATE_BYTES + 2 * MAX_REVOCATION_BYTES)
 
 Standing: TypeAlias = Literal["member", "stranger", "revoked", "expired"]
 
 
+class Records(NamedTuple):
+    """Signed records of a run, each in its own encoding: what a roster message carries."""
+
+    certificates: tuple[bytes, ...] = ()
+    revocations: tuple[bytes, ...] = ()
+    successions: tuple[bytes, ...] = ()
+    amendments: tuple[bytes, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
     """What one member knows of its run's membership.  Make it by `genesis`, which checks the root.
 
-    certificates: the one that counts of each subject.   revocations: with or short of a quorum.
+    certificates: the one that counts of each subject.   pending: those short of a quorum, by the SHA-256 of
+    their content.   revocations: with or short of a quorum.   amendments: likewise, by the SHA-256 of their
+    content.   successions: by old key, what `_with_succession` keeps of each.
     """
 
     run: RunId
     founders: tuple[PeerId, ...]
     quorum: int
     certificates: Mapping[PeerId, Certificate] = field(default_factory=dict)
+    pending: Mapping[bytes, Certificate] = field(default_factory=dict)
     revocations: Mapping[PeerId, Revocation] = field(default_factory=dict)
+    amendments: Mapping[bytes, Amendment] = field(default_factory=dict)
+    successions: Mapping[PeerId, tuple[Succession, ...]] = field(default_factory=dict)
+
+
+def key_of(certificate: Certificate) -> bytes:
+    """SHA-256 of a certificate's content: what tells those short of a quorum apart."""
+    return hashlib.sha256(certificate.content).digest()
 
 
 def check_root(founders: Iterable[PeerId], quorum: int) -> None:
@@ -122,12 +156,12 @@ def genesis(run: RunId, founders: Iterable[PeerId], quorum: int) -> Membership:
 
 
 def standing(state: Membership, peer: PeerId, now: float) -> Standing:
-    """What `peer` is in the run at `now` (seconds since 1970).  O(founders)."""
-    if is_revoked(state, peer):
+    """What `peer` is in the run at `now` (seconds since 1970).  O(founders + successions)."""
+    if is_revoked(state, peer) or is_replaced(state, peer):
         return "revoked"
     if peer in state.founders:
         return "member"
-    certificate = state.certificates.get(peer)
+    certificate = certificate_of(state, peer)
     if certificate is None:
         return "stranger"
     return "member" if now < certificate.expires_at else "expired"
@@ -135,7 +169,8 @@ def standing(state: Membership, peer: PeerId, now: float) -> Standing:
 
 def members(state: Membership, now: float) -> tuple[PeerId, ...]:
     """All members at `now`, in PeerId order."""
-    names = set(state.founders) | set(state.certificates)
+    names = {*state.founders, *state.certificates}
+    names.update(one.new for kept in state.successions.values() for one in kept)
     return tuple(sorted(name for name in names if standing(state, name, now) == "member"))
 
 
@@ -145,106 +180,80 @@ def is_revoked(state: Membership, peer: PeerId) -> bool:
     return revocation is not None and len(revocation.votes) >= state.quorum
 
 
+def is_replaced(state: Membership, peer: PeerId) -> bool:
+    """Whether another key stands, or several claim to stand, in `peer`'s place."""
+    return peer in state.successions
+
+
+def successor_of(state: Membership, peer: PeerId) -> PeerId | None:
+    """The key that stands in `peer`'s place; None when there is none, or two that contradict each other."""
+    kept = state.successions.get(peer, ())
+    chosen = [one for one in kept if one.signer != peer] or list(kept)
+    return chosen[0].new if len(chosen) == 1 else None
+
+
+def predecessors(state: Membership, peer: PeerId) -> tuple[PeerId, ...]:
+    """The keys that `peer` stands in the place of, itself left out; the nearest first."""
+    found: list[PeerId] = []
+    names = [peer]
+    while names and state.successions:
+        names = [
+            old
+            for old in sorted(state.successions)
+            if successor_of(state, old) in names and old not in found and old != peer
+        ]
+        found += names
+    return tuple(found)
+
+
+def certificate_of(state: Membership, peer: PeerId) -> Certificate | None:
+    """The certificate by which `peer` is a member: its own, or that of the key it stands in the place of."""
+    if (own := state.certificates.get(peer)) is not None or not state.successions:
+        return own
+    inherited = [c for old in predecessors(state, peer) if (c := state.certificates.get(old)) is not None]
+    return max(inherited, key=order_of, default=None)
+
+
 def signatures_missing(state: Membership, certificate: Certificate) -> int:
     """How many more founders must sign before `certificate` admits; 0 when it does."""
     signed = sum(has_signed(certificate, f) for f in certificate.signatures if f in state.founders)
     return max(0, state.quorum - signed)
 
 
-def petition(state: Membership, peer: PeerId, frame: bytes, now: float) -> tuple[Membership, bool]:
-    """`state` after the one frame that a stranger may send in the lobby: an encoded certificate of its own.
+def passed(state: Membership) -> tuple[Amendment, ...]:
+    """The amendments that a quorum has signed, by epoch.
 
-    peer: the key that the connection proved, so a stolen ticket is of no use.   Raises RefusedError, whose
-    message may be sent back, on anything but a certificate that admits `peer`.
+    Two of one epoch take founders who sign both; everybody then takes the one whose content is greater.
     """
-    try:
-        certificate = decode_certificate(frame)
-    except RemoteError as error:
-        raise RefusedError(str(error), peer) from error
-    if certificate.subject != peer:
-        raise RefusedError("this ticket is for another key; ask for one for yours", peer)
-    return admit(state, certificate, now)
+    found = [a for a in state.amendments.values() if len(a.signatures) >= state.quorum]
+    by_epoch = {a.epoch: a for a in sorted(found, key=lambda a: a.content)}
+    return tuple(by_epoch[epoch] for epoch in sorted(by_epoch))
 
 
-def admit(state: Membership, certificate: Certificate, now: float) -> tuple[Membership, bool]:
-    """`state` with a certificate that was presented by its subject, and whether that changed it.
-
-    Raises RefusedError, with the reason, when it does not admit or is used too late.
-    """
-    subject = certificate.subject
-    held = state.certificates.get(subject)
-    is_known = held is not None and held.content == certificate.content
-    if now >= certificate.expires_at:
-        raise RefusedError(f"the certificate of {short(subject)} has expired; ask for a new one", subject)
-    if now > certificate.use_by and not is_known:
-        raise RefusedError(f"the ticket of {short(subject)} was not used in time; ask for a new one", subject)
-    try:
-        merged = _with_certificate(state, encode_certificate(certificate), now)
-    except RemoteError as error:
-        raise RefusedError(str(error), subject) from error
-    return merged, merged is not state
+def amended(state: Membership, number: int) -> tuple[Amendment, ...]:
+    """The amendments that count in round `number`, by epoch."""
+    return in_force(passed(state), number)
 
 
-def revoke(state: Membership, revocation: Revocation) -> tuple[Membership, bool]:
-    """`state` with the votes of `revocation`, and whether that changed it.  Raises RefusedError.
+def batches(state: Membership, *, max_bytes: int = 48 * 1024, max_records: int = 192) -> list[Records]:
+    """All records, split so that each batch fits one roster message.  Empty when there are none.
 
-    Unlike a certificate, a revocation has no hour before or after which it is void.
-    """
-    try:
-        merged = _with_revocation(state, encode_revocation(revocation))
-    except RemoteError as error:
-        raise RefusedError(str(error), revocation.subject) from error
-    return merged, merged is not state
-
-
-def merge(
-    state: Membership, certificates: Iterable[bytes], revocations: Iterable[bytes], now: float
-) -> tuple[Membership, bool, tuple[str, ...]]:
-    """`state` with the records of a member's roster, whether that changed it, and what was wrong with others.
-
-    Wrong is what no honest member passes on: malformed, falsely signed, short of a quorum, of another run.
-    What an honest one may still hold, the certificate of a peer that was revoked or one too many for this
-    node, is left out without a word.   A record that is held already costs no verification, one with a false
-    signature costs one.   Never raises.
-    `now` only decides which expired certificate makes room when MAX_MEMBERS are held.
-    """
-    rejected: list[str] = []
-    merged = state
-    for data in revocations:
-        try:
-            merged = _with_revocation(merged, data)
-        except RefusedError:
-            continue
-        except RemoteError as error:
-            rejected.append(str(error))
-    for data in certificates:
-        try:
-            merged = _with_certificate(merged, data, now)
-        except RefusedError:
-            continue
-        except RemoteError as error:
-            rejected.append(str(error))
-    return merged, merged is not state, tuple(rejected)
-
-
-def batches(
-    state: Membership, *, max_bytes: int = 48 * 1024, max_records: int = 192
-) -> list[tuple[tuple[bytes, ...], tuple[bytes, ...]]]:
-    """All records as (certificates, revocations), split so that each batch fits one roster message.
-
-    Revocations come first, because they are what must not wait.  Empty when there are none.
+    Revocations come first, because they are what must not wait; certificates before the successions that
+    follow from them.
     """
     rows = [(1, encode_revocation(state.revocations[name])) for name in sorted(state.revocations)]
-    rows += [(0, encode_certificate(state.certificates[name])) for name in sorted(state.certificates)]
-    found: list[tuple[list[bytes], list[bytes]]] = []
+    rows += [(0, data) for data in _certificates(state)]
+    rows += [(2, data) for data in _successions(state)]
+    rows += [(3, encode_amendment(state.amendments[key])) for key in sorted(state.amendments)]
+    found: list[tuple[list[bytes], ...]] = []
     room = records = 0
     for column, data in rows:
         if len(data) > room or records == 0:
-            found.append(([], []))
+            found.append(([], [], [], []))
             room, records = max_bytes, max_records
         found[-1][column].append(data)
         room, records = room - len(data), records - 1
-    return [(tuple(left), tuple(right)) for left, right in found]
+    return [Records(*map(tuple, columns)) for columns in found]
 
 
 def digest(state: Membership) -> bytes:
@@ -259,8 +268,10 @@ def to_bytes(state: Membership) -> bytes:
             1: encoding.hash_of(state.run),
             2: b"".join(encoding.key_of(founder) for founder in state.founders),
             3: state.quorum,
-            4: [encode_certificate(state.certificates[name]) for name in sorted(state.certificates)],
+            4: _certificates(state),
             5: [encode_revocation(state.revocations[name]) for name in sorted(state.revocations)],
+            6: _successions(state),
+            7: [encode_amendment(state.amendments[key]) for key in sorted(state.amendments)],
         }
     )
 
@@ -272,87 +283,51 @@ def from_bytes(data: bytes) -> Membership:
     """
     try:
         document = encoding.unpack(
-            data, "its document", keys=range(1, 6), limit=_MAX_STATE_BYTES, max_items=_MAX_RECORDS
+            data, "its document", keys=range(1, 8), limit=_MAX_STATE_BYTES, max_items=_MAX_RECORDS
         )
         founders = encoding.rows(document[2], "its founders", size_bytes=PUBLIC_KEY_BYTES, most=MAX_MEMBERS)
-        certificates = [
-            decode_certificate(encoding.blob(entry, "a certificate", most_bytes=MAX_CERTIFICATE_BYTES))
-            for entry in encoding.items(document[4], "its certificates", most=_MAX_RECORDS)
+        quorum = encoding.integer(document[3], "its quorum", most=MAX_MEMBERS)
+        held = [
+            decode_certificate(entry)
+            for entry in _blobs(document[4], "a certificate", most_bytes=MAX_CERTIFICATE_BYTES)
         ]
         revocations = [
-            decode_revocation(encoding.blob(entry, "a revocation", most_bytes=MAX_REVOCATION_BYTES))
-            for entry in encoding.items(document[5], "its revocations", most=_MAX_RECORDS)
+            decode_revocation(entry)
+            for entry in _blobs(document[5], "a revocation", most_bytes=MAX_REVOCATION_BYTES)
+        ]
+        kept: dict[PeerId, tuple[Succession, ...]] = {}
+        for entry in _blobs(document[6], "a succession", most_bytes=MAX_SUCCESSION_BYTES):
+            one = decode_succession(entry)
+            kept[one.old] = (*kept.get(one.old, ()), one)
+        amendments = [
+            decode_amendment(entry)
+            for entry in _blobs(document[7], "an amendment", most_bytes=MAX_AMENDMENT_BYTES)
         ]
         return Membership(
             run=encoding.run(document[1], "its run"),
             founders=tuple(encoding.peer(key, "a founder") for key in founders),
-            quorum=encoding.integer(document[3], "its quorum", most=MAX_MEMBERS),
-            certificates={c.subject: c for c in certificates},
+            quorum=quorum,
+            certificates={c.subject: c for c in held if len(c.signatures) >= quorum},
+            pending={key_of(c): c for c in held if len(c.signatures) < quorum},
             revocations={r.subject: r for r in revocations},
+            successions=kept,
+            amendments={terms.key_of(a): a for a in amendments},
         )
     except RemoteError as error:
         raise StoreError(f"the stored membership is damaged: {error}; run `p2pfl node restore`") from error
 
 
-def _check_signers(state: Membership, run: RunId, signers: Iterable[PeerId], what: str) -> None:
-    if run != state.run:
-        raise RemoteError(f"{what} is of run {short(run)}, this is {short(state.run)}")
-    for name in signers:
-        if name not in state.founders:
-            raise RemoteError(f"{what} is signed by {short(name)}, who is no founder")
+def _certificates(state: Membership) -> list[bytes]:
+    counting = [encode_certificate(state.certificates[name]) for name in sorted(state.certificates)]
+    return counting + [encode_certificate(state.pending[key]) for key in sorted(state.pending)]
 
 
-def _with_revocation(state: Membership, data: bytes) -> Membership:
-    new = decode_revocation(data)
-    subject, what = new.subject, f"the revocation of {short(new.subject)}"
-    _check_signers(state, new.run, new.votes, what)
-    held = state.revocations.get(subject)
-    fresh = [name for name in new.votes if held is None or held.votes.get(name) != new.votes[name]]
-    for name in fresh:
-        if not has_voted(new, name):
-            raise RemoteError(f"{what} has a false signature of {short(name)}")
-    joined = new if held is None else join_revocations(held, new)
-    if joined == held:
-        return state
-    if held is None and not _has_room(state, joined):
-        raise RefusedError(f"{what} is one too many: its voters have {MAX_PENDING} open, or the run is full")
-    revocations = {**state.revocations, subject: joined}
-    certificates = state.certificates
-    if len(joined.votes) >= state.quorum and subject in certificates:
-        certificates = {name: c for name, c in certificates.items() if name != subject}
-    return replace(state, certificates=certificates, revocations=revocations)
+def _successions(state: Membership) -> list[bytes]:
+    # In the order in which they were made, so that a reader meets a key before the one that follows it.
+    kept = [one for old in sorted(state.successions) for one in state.successions[old]]
+    return [encode_succession(one) for one in sorted(kept, key=lambda s: (s.issued_at, s.content))]
 
 
-def _has_room(state: Membership, revocation: Revocation) -> bool:
-    pending = [r for r in state.revocations.values() if len(r.votes) < state.quorum]
-    if len(revocation.votes) >= state.quorum:
-        return len(state.revocations) - len(pending) < MAX_MEMBERS
-    return any(sum(name in r.votes for r in pending) < MAX_PENDING for name in revocation.votes)
-
-
-def _with_certificate(state: Membership, data: bytes, now: float) -> Membership:
-    new = decode_certificate(data)
-    subject, what = new.subject, f"the certificate of {short(new.subject)}"
-    if is_revoked(state, subject):
-        raise RefusedError(f"{what} was revoked, for good; a new key can be a new member")
-    _check_signers(state, new.run, new.signatures, what)
-    if len(new.signatures) < state.quorum:
-        raise RemoteError(f"{what} has {len(new.signatures)} of {state.quorum} founders' signatures")
-    held = state.certificates.get(subject)
-    is_same = held is not None and held.content == new.content
-    for name in new.signatures:
-        if is_same and held is not None and held.signatures.get(name) == new.signatures[name]:
-            continue
-        if not has_signed(new, name):
-            raise RemoteError(f"{what} has a false signature of {short(name)}")
-    joined = new if held is None else join_certificates(held, new)
-    if joined == held:
-        return state
-    certificates = dict(state.certificates)
-    if held is None and len(certificates) >= MAX_MEMBERS:
-        oldest = min(certificates.values(), key=lambda c: (c.expires_at, c.subject))
-        if now < oldest.expires_at:
-            raise RefusedError(f"{what} is one too many: the run has {MAX_MEMBERS} members")
-        del certificates[oldest.subject]
-    certificates[subject] = joined
-    return replace(state, certificates=certificates)
+def _blobs(value: object, what: str, *, most_bytes: int) -> list[bytes]:
+    entries = encoding.items(value, what, most=_MAX_RECORDS)
+    return [encoding.blob(entry, what, most_bytes=most_bytes) for entry in entries]

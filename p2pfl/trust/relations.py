@@ -28,6 +28,7 @@ __all__ = [
     "set_level",
     "ban",
     "forget",
+    "rename",
     "to_bytes",
     "from_bytes",
 ]
@@ -144,6 +145,16 @@ def forget(relations: Relations, peer: PeerId) -> Relations:
     )
 
 
+def rename(relations: Relations, old: PeerId, new: PeerId) -> Relations:
+    """`relations` with what is said of `old` said of `new` instead, unless `new` has levels of its own."""
+    return replace(
+        relations,
+        share_with=_renamed(relations.share_with, old, new),
+        accept_from=_renamed(relations.accept_from, old, new),
+        banned=frozenset(new if name == old else name for name in relations.banned),
+    )
+
+
 def to_bytes(relations: Relations) -> bytes:
     """The canonical bytes, for this node's own disk."""
     return encoding.pack(
@@ -170,6 +181,11 @@ def from_bytes(data: bytes) -> Relations:
         )
     except RemoteError as error:
         raise StoreError(f"the stored relations are damaged: {error}; run `p2pfl node restore`") from error
+
+
+def _renamed(levels: Mapping[PeerId, Level], old: PeerId, new: PeerId) -> dict[PeerId, Level]:
+    rest = {name: level for name, level in levels.items() if name != old}
+    return {new: levels[old], **rest} if old in levels else rest
 
 
 def _levels_out(levels: Mapping[PeerId, Level]) -> bytes:

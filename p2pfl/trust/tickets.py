@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from p2pfl import encoding
 from p2pfl.errors import ConfigError, LocalError, RemoteError
-from p2pfl.ids import RunId
-from p2pfl.trust.certificates import (
-    MAX_CERTIFICATE_BYTES,
-    Certificate,
-    decode_certificate,
-    encode_certificate,
+from p2pfl.ids import PeerId, RunId
+from p2pfl.trust.certificates import Certificate
+from p2pfl.trust.successions import (
+    MAX_PETITION_BYTES,
+    Petition,
+    Succession,
+    decode_petition,
+    encode_petition,
 )
 
 __all__ = ["MAX_ADDRESSES", "MAX_ADDRESS_BYTES", "Ticket", "write_ticket", "parse_ticket"]
@@ -30,30 +32,46 @@ MAX_ADDRESS_BYTES = 128
 _PREFIX = "p2pfl1"
 # A slip of the hand goes unnoticed once in 2^32; against malice there are the signatures.
 _CHECKSUM_BYTES = 4
-_MAX_BYTES = MAX_CERTIFICATE_BYTES + MAX_ADDRESSES * (MAX_ADDRESS_BYTES + 2) + 16
+_MAX_BYTES = MAX_PETITION_BYTES + MAX_ADDRESSES * (MAX_ADDRESS_BYTES + 2) + 16
 # Its text in base64, with room for the line breaks of a mail program.
 _MAX_CHARACTERS = 2 * _MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """A certificate, complete or still to be countersigned, and multiaddrs of members."""
+    """A certificate, complete or still to be countersigned, and multiaddrs of members.
+
+    successions: the keys that followed the certificate's, after `node rotate-key`.
+    """
 
     certificate: Certificate
     addresses: tuple[str, ...] = ()
+    successions: tuple[Succession, ...] = ()
 
     @property
     def run(self) -> RunId:
         """The run it is for."""
         return self.certificate.run
 
+    @property
+    def subject(self) -> PeerId:
+        """The key it admits."""
+        return self.successions[-1].new if self.successions else self.certificate.subject
 
-def write_ticket(certificate: Certificate, addresses: Iterable[str] = ()) -> str:
+    @property
+    def petition(self) -> Petition:
+        """What is presented in a lobby."""
+        return Petition(certificate=self.certificate, successions=self.successions)
+
+
+def write_ticket(
+    certificate: Certificate, addresses: Iterable[str] = (), successions: Iterable[Succession] = ()
+) -> str:
     """The text of a ticket.  Raises ConfigError on more or longer addresses than a ticket holds."""
-    ticket = Ticket(certificate=certificate, addresses=tuple(addresses))
+    ticket = Ticket(certificate=certificate, addresses=tuple(addresses), successions=tuple(successions))
     try:
         _check_addresses(list(ticket.addresses))
-        data = encoding.pack({1: encode_certificate(certificate), 2: list(ticket.addresses)})
+        data = encoding.pack({1: encode_petition(ticket.petition), 2: list(ticket.addresses)})
     except (LocalError, RemoteError) as error:
         raise ConfigError(f"this ticket cannot be written: {error}") from error
     return _PREFIX + base64.urlsafe_b64encode(data + _checksum(data)).decode().rstrip("=")
@@ -80,9 +98,12 @@ def parse_ticket(text: str) -> Ticket:
         raise ConfigError("the ticket is damaged: its checksum does not match; copy it again, whole")
     try:
         document = encoding.unpack(data, "its document", keys=(1, 2), limit=_MAX_BYTES)
-        encoded = encoding.blob(document[1], "its certificate", most_bytes=MAX_CERTIFICATE_BYTES)
-        addresses = _check_addresses(document[2])
-        return Ticket(certificate=decode_certificate(encoded), addresses=addresses)
+        petition = decode_petition(encoding.blob(document[1], "its petition", most_bytes=MAX_PETITION_BYTES))
+        return Ticket(
+            certificate=petition.certificate,
+            addresses=_check_addresses(document[2]),
+            successions=petition.successions,
+        )
     except RemoteError as error:
         raise ConfigError(f"the ticket is malformed: {error}; ask for a new one") from error
 

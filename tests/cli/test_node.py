@@ -199,3 +199,17 @@ def test_a_layout_that_cannot_be_edited_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="by hand"):
         add_bootstrap(tmp_path, ["/new"])
     assert (tmp_path / "node.toml").read_text() == "node.name = 'x'\n"
+
+
+def test_a_recovery_key_is_made_beside_the_node_s_own_and_named(tmp_path: Path) -> None:
+    spare, home = tmp_path / "spare.key", tmp_path / "home"
+    made = CliRunner().invoke(main, ["--home", str(home), "--json", "node", "init", "--recovery", str(spare)])
+    said = json.loads(made.stdout)
+    assert said["recovery"] == identity.load(spare).peer_id
+    assert said["peer_id"] == identity.load(home / "identity.key").peer_id != said["recovery"]
+    assert spare.stat().st_mode & 0o777 == 0o600
+    again = CliRunner().invoke(
+        main, ["--home", str(tmp_path / "other"), "node", "init", "--recovery", str(spare)]
+    )
+    assert again.exit_code != 0
+    assert not (tmp_path / "other" / "identity.key").exists()

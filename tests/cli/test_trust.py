@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from control_target import ALPHA, BETA, FakeTarget, served
+from control_target import ALPHA, BETA, GAMMA, FakeTarget, served
 
 from p2pfl.cli.exits import Exit
 from p2pfl.cli.main import main
@@ -126,10 +126,52 @@ def test_a_complete_ticket_is_handed_to_the_running_node(tmp_path: Path) -> None
     first, second = founders(tmp_path, 2, 2)
     half = p2pfl(first, "trust", "invite", BETA).stdout.strip()
     target = FakeTarget()
+    target.answer = {"standing": "member", "signatures": 2, "quorum": 2}
     with served(second, target):
         result = json.loads(p2pfl(second, "trust", "admit", half, "--json").stdout)
     assert result["admitted"]
     assert target.commands == [("admit", {"ticket": result["ticket"]})]
+
+
+def test_a_half_signed_ticket_is_handed_to_the_running_node_too_so_that_votes_add_up(tmp_path: Path) -> None:
+    first, second, third = founders(tmp_path, 3, 2)
+    target = FakeTarget()
+    with served(first, target):
+        half = p2pfl(first, "trust", "invite", BETA).stdout.strip()
+    assert target.commands == [("admit", {"ticket": half})]
+    # The second founder's node has heard of a third's signature: its own is the last that was missing.
+    target = FakeTarget()
+    target.answer = {"standing": "member", "signatures": 2, "quorum": 2}
+    with served(second, target):
+        said = p2pfl(second, "trust", "admit", half)
+    assert target.commands[0][0] == "admit"
+    assert "must countersign" not in said.stderr
+    assert parse_ticket(p2pfl(third, "trust", "invite", BETA).stdout.strip()).certificate.subject == BETA
+
+
+def test_a_certificate_lasts_as_long_as_it_was_said(tmp_path: Path) -> None:
+    (home,) = founders(tmp_path, 1, 1)
+    made = p2pfl(home, "trust", "invite", BETA, "--lasts", "2d", "--recovery", GAMMA).stdout.strip()
+    certificate = parse_ticket(made).certificate
+    assert certificate.expires_at - certificate.issued_at == 2 * 86_400
+    assert certificate.use_by == certificate.expires_at
+    assert certificate.recovery == GAMMA
+
+
+def test_a_renewal_names_one_member_or_all(tmp_path: Path) -> None:
+    target = FakeTarget()
+    one = {"peer_id": BETA, "signatures": 1, "quorum": 2, "expires_at": 1_800_000_000}
+    target.answer = {"renewed": [one]}
+    with served(tmp_path, target):
+        text = p2pfl(tmp_path, "trust", "renew", "beta", "--lasts", "30d").stdout
+        assert p2pfl(tmp_path, "trust", "renew", "--all").exit_code == 0
+        assert p2pfl(tmp_path, "trust", "renew").exit_code == Exit.USAGE
+        assert p2pfl(tmp_path, "trust", "renew", "beta", "--all").exit_code == Exit.USAGE
+    assert target.commands == [
+        ("renew", {"peer": BETA, "lasts_s": 30 * 86_400.0}),
+        ("renew", {"lasts_s": 90 * 86_400.0}),
+    ]
+    assert "until 2027-01-15, signed by 1 of 2; other founders" in text
 
 
 def test_a_ticket_of_another_run_is_not_countersigned(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from signed_messages import ALICE, header
 from p2pfl.events import Header, Hello, Kind, Message, Notice
 from p2pfl.net.discovery import ADDRESS_DOMAIN, encode_record, sign_record
 from p2pfl.net.messages import DOMAIN, seal, split_frame
+from p2pfl.trust.amendments import AMENDMENT_DOMAIN
 from p2pfl.trust.certificates import CERTIFICATE_DOMAIN, REVOCATION_DOMAIN
 from p2pfl.trust.envelope import signer_of
+from p2pfl.trust.successions import SUCCESSION_DOMAIN
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 MODULES = [
@@ -25,6 +27,8 @@ MODULES = [
         "net.libp2p_wire",
         "trust.audit",
         "trust.certificates",
+        "trust.successions",
+        "trust.amendments",
         "gossip.links",
     )
 ]
@@ -63,7 +67,14 @@ def test_limits_are_those_of_the_code(row: list[str]) -> None:
 
 
 def test_domains_are_those_of_the_code() -> None:
-    for domain in (DOMAIN, ADDRESS_DOMAIN, CERTIFICATE_DOMAIN, REVOCATION_DOMAIN):
+    for domain in (
+        DOMAIN,
+        ADDRESS_DOMAIN,
+        CERTIFICATE_DOMAIN,
+        REVOCATION_DOMAIN,
+        SUCCESSION_DOMAIN,
+        AMENDMENT_DOMAIN,
+    ):
         assert domain.decode() in PAGE
 
 

@@ -15,6 +15,7 @@ from p2pfl.node.store import Store
 from p2pfl.run import run_id
 from p2pfl.trust import certificates, membership
 from p2pfl.trust.identity import Identity
+from p2pfl.trust.successions import Petition, encode_petition
 
 
 async def run_all(sites: Sites, n: int) -> None:
@@ -159,6 +160,9 @@ async def test_a_ticket_without_a_quorum_opens_no_door(tmp_path: Path, autojump_
         await nursery.start(partial(sites.live, 3, bootstrap=[0], ticket=ticket))
         await sites.until(lambda: len(sites.outcomes) == 3)
         assert not sites.nodes[3].transport.peers()
+        # What was presented is a vote all the same, and everybody has heard of it.
+        held = [sites.nodes[i].peer.state.consortium.membership.pending for i in range(3)]
+        assert [[len(one.signatures) for one in pending.values()] for pending in held] == [[1]] * 3
         assert "the 3 members" in sites.nodes[3].view.reason
         sites.nodes[3].stop()
     assert all(len(sites.nodes[i].view.members) == 3 for i in range(3))
@@ -175,7 +179,7 @@ def invitation(sites: Sites, i: int, signed_by: list[Identity]) -> bytes:
     )
     for founder in signed_by[1:]:
         certificate = certificates.countersign(certificate, founder)
-    return certificates.encode_certificate(certificate)
+    return encode_petition(Petition(certificate=certificate))
 
 
 def standing(sites: Sites, here: int, of: int) -> str:

@@ -20,6 +20,7 @@ PROGRAM = Path(sys.executable).parent / "p2pfl"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(r"^(?P<site>[a-z]+)\$ (?P<command>.+)$")
 _PEER = re.compile(r"\b12D3KooW\w+")
+_RECOVERY = re.compile(r"^recovery +(12D3KooW\w+)", re.MULTILINE)
 _PID = re.compile(r"^process +(\d+)", re.MULTILINE)
 # A command may start a process that imports libp2p and builds a learner, on a busy machine.
 _COMMAND_S = 90.0
@@ -100,6 +101,8 @@ class Guide:
         if " node init " in step.command and (peer := _PEER.search(done.stdout)):
             # A site that puts its old key back keeps the id that the others were told.
             self.variables.setdefault(step.site.upper(), peer.group())
+        if " node init " in step.command and (spare := _RECOVERY.search(done.stdout)):
+            self.variables.setdefault(f"{step.site.upper()}_RECOVERY", spare.group(1))
         if " node start " in step.command and (pid := _PID.search(done.stdout)):
             self.pids[step.site] = pid.group(1)
         return done

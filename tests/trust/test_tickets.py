@@ -43,7 +43,7 @@ def test_a_founder_countersigns_a_ticket_and_writes_it_again() -> None:
         (TEXT[:40] + ("A" if TEXT[40] != "A" else "B") + TEXT[41:], "checksum"),
         (TEXT + "*", "damaged"),
         ("p2pfl1", "damaged"),
-        ("p2pfl1" + "A" * 10_000, "characters"),
+        ("p2pfl1" + "A" * 20_000, "characters"),
     ],
 )
 def test_what_is_wrong_with_a_ticket_is_said(text: str, reason: str) -> None:
