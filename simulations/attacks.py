@@ -27,7 +27,7 @@ from p2pfl.errors import LocalError
 from p2pfl.events import Vector
 from p2pfl.gossip.mixing import Floats, Vectors
 
-__all__ = ["DATA_KINDS", "KINDS", "PROTOCOL_KINDS", "AttackOptions", "Sight", "forge"]
+__all__ = ["DATA_KINDS", "KINDS", "PROTOCOL_KINDS", "TRIGGERED_KINDS", "AttackOptions", "Sight", "forge"]
 
 _Floats = NDArray[np.float64]
 
@@ -60,6 +60,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 # Whoever attacks so trains on poisoned rows.
 DATA_KINDS = ("label-flip", "backdoor", "model-replacement")
+# Their rows carry a trigger, which is to give its class.
+TRIGGERED_KINDS = ("backdoor", "model-replacement")
 # These need whole peers.
 PROTOCOL_KINDS = ("weight-lie", "wrong-shape", "replay", "equivocation", "bomb")
 

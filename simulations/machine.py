@@ -16,6 +16,7 @@ from p2pfl.ids import PeerId, RunId
 from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec
 from p2pfl.trust import membership
@@ -31,7 +32,10 @@ _WHOLE = 1.0 - 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedSite:
-    """What a site brings: its learner, and how fast its machine is (virtual seconds)."""
+    """What a site brings: its learner, and how fast its machine is (virtual seconds).
+
+    around: puts something between its peer and the world, as an attacker does.
+    """
 
     factory: LearnerFactory
     site: Site = field(default_factory=Site)
@@ -39,6 +43,7 @@ class SimulatedSite:
     evaluate_s: float = 0.0
     starts_at_s: float = 0.0
     memory_bytes: int = 4096 * 10**6
+    around: Callable[[Peer], Participant] = lambda peer: peer
 
 
 def identities(n: int, seed: int) -> list[Identity]:
@@ -71,7 +76,7 @@ class Machine:
         self.index, self.identity, self.site, self.spec = index, identity, site, spec
         self.name = identity.peer_id
         self.life = 0
-        self.peer: Peer | None = None
+        self.peer: Participant | None = None
         self.disk: Snapshot | None = None
         self.facts: list[tuple[float, Fact]] = []
         self.bytes_sent = 0
@@ -97,13 +102,15 @@ class Machine:
         self.life += 1
         self.timer, self.doomed_after, self.offers = None, None, {}
         draw = hashlib.sha256(f"{self._seed}/{self.index}/{self.life}".encode()).digest()
-        self.peer = Peer(
-            me=self.name,
-            spec=self.spec,
-            consortium=Consortium(self._founders, verify=_verify),
-            boot_session=int.from_bytes(draw[:8], "big") >> 1,
-            entropy=hashlib.sha256(draw).digest(),
-            memory_bytes=self.site.memory_bytes,
+        self.peer = self.site.around(
+            Peer(
+                me=self.name,
+                spec=self.spec,
+                consortium=Consortium(self._founders, verify=_verify),
+                boot_session=int.from_bytes(draw[:8], "big") >> 1,
+                entropy=hashlib.sha256(draw).digest(),
+                memory_bytes=self.site.memory_bytes,
+            )
         )
         site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)
         if site.options is None:

@@ -6,6 +6,8 @@ they sit side by side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -59,29 +61,31 @@ def placed(spec: RunSpec, attack: AttackOptions, peers: int) -> RunSpec:
     return msgspec.structs.replace(spec, gossip=gossip)
 
 
-def fiedler(plan: Plan, honest: int) -> tuple[float, Floats]:
-    """The slowest disagreement of the first `honest` peers of `plan`, mixing among themselves.
+def fiedler(plan: Plan, honest: Sequence[int]) -> tuple[float, Floats]:
+    """The slowest disagreement of the peers at positions `honest` of `plan`, mixing among themselves.
 
-    returns: (mu, e), the second smallest eigenvalue and its vector, (honest,) of length 1, of the Laplacian
+    returns: (mu, e), the second smallest eigenvalue and its vector, (h,) of length 1, of the Laplacian
     L = diag(W 1) - W of their part W of the plan's weights, made symmetric.  One round of mixing takes mu of
-    it away.   Raises ConfigError beyond 1,024 peers.  O(honest^3).
+    it away.   Raises ConfigError beyond 1,024 peers.  O(h^3).
     """
-    if honest > _DENSE_PEERS:
+    h = len(honest)
+    if h > _DENSE_PEERS:
         raise ConfigError(f"the spectral attack decomposes the graph: at most {_DENSE_PEERS} honest peers")
-    if honest < 2:
-        return 0.0, np.zeros(honest)
-    W = np.zeros((honest, honest))
-    for i in range(honest):
+    if h < 2:
+        return 0.0, np.zeros(h)
+    place = {i: row for row, i in enumerate(honest)}
+    W = np.zeros((h, h))
+    for i, row in place.items():
         for j, weight in plan.row(i).items():
-            if j < honest and j != i:
-                W[i, j] = weight
+            if j in place and j != i:
+                W[row, place[j]] = weight
     W = (W + W.T) / 2
     values, vectors = np.linalg.eigh(np.diag(W.sum(axis=1)) - W)
     return float(values[1]), vectors[:, 1]
 
 
 def slowest(mu: float, e: Floats, models: Vectors, i: int) -> Vector:
-    """Peer i's row of mu e e^T X: what one round of mixing takes from its part of the slowest disagreement.
+    """Row i of mu e e^T X: what one round of mixing takes from that peer's part of the slowest disagreement.
 
     e: (h,).   models: (h, d), all honest ones, in order.   returns: (d,) float32.
     """

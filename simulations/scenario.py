@@ -21,10 +21,12 @@ from p2pfl.run import RunSpec
 
 from . import expect
 from . import grid as grids
+from .attacks import AttackOptions
 from .churn import ChurnOptions
 from .expect import Expectation
 from .grid import Axis
 from .network import Partition
+from .placement import placed
 from .population import Control
 
 __all__ = [
@@ -83,6 +85,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """`[simulation]`: what a simulation needs beyond the agreement.
 
     partition: how one data source becomes `peers` sites; `data` instead names a source for each.
+    attack: who of them lies, and how; see attacks.py.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
@@ -101,6 +104,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     data: tuple[str, ...] = ()
     network: NetworkOptions = NetworkOptions()
     churn: ChurnOptions = ChurnOptions()
+    attack: AttackOptions = AttackOptions()
     fit_s: float | tuple[float, ...] = 1.0
     evaluate_s: _Seconds = 0.0
     metric: str = ""
@@ -115,7 +119,10 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A checked scenario.   axes, cells: of its grid; without one, the scenario is its only cell."""
+    """A checked scenario.   axes, cells: of its grid; without one, the scenario is its only cell.
+
+    spec: the agreement, with attackers in its topology.   written: the same without, as the file has it.
+    """
 
     name: str
     spec: RunSpec
@@ -123,11 +130,14 @@ class Scenario:
     expectations: tuple[Expectation, ...]
     axes: tuple[Axis, ...] = ()
     cells: tuple[Cell, ...] = ()
+    written: RunSpec | None = None
 
     def with_seed(self, seed: int) -> Scenario:
         """The same under another seed."""
-        run = msgspec.structs.replace(self.spec.run, seed=seed)
-        return replace(self, spec=msgspec.structs.replace(self.spec, run=run))
+        before = self.written or self.spec
+        written = msgspec.structs.replace(before, run=msgspec.structs.replace(before.run, seed=seed))
+        options = self.simulation
+        return replace(self, written=written, spec=placed(written, options.attack, options.peers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +232,10 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     _check_engine(spec, simulation, where)
     return Scenario(
         name=name,
-        spec=spec,
+        spec=placed(spec, simulation.attack, simulation.peers),
         simulation=simulation,
         expectations=tuple(expect.parse(text) for text in simulation.expect),
+        written=spec,
     )
 
 
@@ -242,6 +253,7 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
     fit_s = max(fits) if isinstance(fits, tuple) else fits
     checks = {
         "simulation.churn": simulation.churn == ChurnOptions(),
+        "simulation.attack": not simulation.attack.byzantine,
         "simulation.network.loss, duplication or reorder": not (
             network.loss or network.duplication or network.reorder
         ),

@@ -6,18 +6,25 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from p2pfl.aggregation import conserves_mass
 from p2pfl.errors import LocalError
-from p2pfl.events import Fact
+from p2pfl.events import Fact, Vector
+from p2pfl.ids import PeerId
 from p2pfl.net.transport import INLINE_BODY_BYTES
 
 from . import churn, verdict
+from .attacks import TRIGGERED_KINDS, AttackOptions
+from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
-from .machine import SimulatedSite
+from .machine import Machine, SimulatedSite, identities
+from .mass_audit import audit, books_on
+from .placement import honest_count
+from .poisoning import byzantine_site
 from .population import Population
 from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
@@ -32,9 +39,13 @@ _REVIVALS = 8
 def make_world(
     scenario: Scenario, workload: Workload, *, listener: Callable[[float, int, Fact], None] | None = None
 ) -> World:
-    """The world of a scenario, with its churn scheduled, before anything has happened."""
+    """The world of a scenario, with its attackers and its churn, before anything has happened.
+
+    workload: the sites of the honest peers.
+    """
     spec, options = scenario.spec, scenario.simulation
     fits = options.fit_s if isinstance(options.fit_s, tuple) else (options.fit_s,)
+    honest = honest_count(options.attack, options.peers)
     sites = [
         SimulatedSite(
             factory=workload.factory,
@@ -42,7 +53,30 @@ def make_world(
             fit_s=fits[i % len(fits)],
             evaluate_s=options.evaluate_s,
         )
-        for i in range(options.peers)
+        for i in range(honest)
+    ]
+
+    names = [key.peer_id for key in identities(options.peers, spec.run.seed)]
+    positions = {name: i for i, name in enumerate(names)}
+    machines: list[Machine] = []
+
+    def sees(name: PeerId) -> Vector | None:
+        peer = machines[positions[name]].peer
+        return None if peer is None else peer.model()
+
+    # An attacker sees every model as it is, and acts after the honest of the same moment.
+    around = partial(
+        ByzantinePeer, attack=options.attack, is_byzantine=lambda name: positions[name] >= honest, sees=sees
+    )
+    sites += [
+        SimulatedSite(
+            factory=workload.factory,
+            site=byzantine_site(workload, options.attack, spec, i - honest),
+            fit_s=fits[i % len(fits)],
+            evaluate_s=options.evaluate_s,
+            around=around,
+        )
+        for i in range(honest, options.peers)
     ]
     world = World(
         spec,
@@ -51,8 +85,10 @@ def make_world(
         partitions=options.network.cuts(),
         crypto=options.crypto,
         inline_bytes=INLINE_BODY_BYTES,
+        awaited=honest,
         listener=listener,
     )
+    machines += world.machines
     end_s = spec.run.rounds * max(fits)
     churn.apply(world, churn.draw(options.churn, options.peers, end_s, spec.run.seed))
     return world
@@ -63,12 +99,16 @@ def run_trial(
 ) -> dict[str, Any]:
     """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
     spec, options = scenario.spec, scenario.simulation
-    workload = cut(spec, options.peers, options.partition, sources=options.data)
+    honest = honest_count(options.attack, options.peers)
+    workload = cut(spec, honest, options.partition, sources=options.data)
     if options.engine == "population":
         ran = _run_population(scenario, workload, listener)
     else:
-        ran = _ran(*_run(scenario, workload, listener))
+        world, wall_s = _run(scenario, workload, listener)
+        ran = _ran(world, options.attack, wall_s)
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
+    if options.attack.kind in TRIGGERED_KINDS:
+        result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":
         result["reference"] = _reference(scenario, workload, result["metric"]["name"])
     return {**result, "scenario": scenario.name}
@@ -97,10 +137,12 @@ def _run(
     )
 
 
-def _ran(world: World, wall_s: float) -> verdict.Ran:
+def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
     spec = world.spec
-    peers = [world.peer(i) for i in range(len(world.machines))]
-    audit = world.mass()
+    honest = world.machines[: honest_count(attack, len(world.machines))]
+    peers = [world.peer(machine.index) for machine in honest]
+    # Of the honest alone: what went to attackers counts as gone, and what came from them as come.
+    mass = audit(map(books_on, honest))
     views = [peer.view() for peer in peers]
     rows: Sequence[dict[str, Any]] = [
         {
@@ -113,23 +155,25 @@ def _ran(world: World, wall_s: float) -> verdict.Ran:
             "finished": view.finished,
             "own_metrics": dict(view.metrics),
         }
-        for machine, view in zip(world.machines, views, strict=True)
+        for machine, view in zip(honest, views, strict=True)
     ]
     is_conserved = conserves_mass(spec)
     return verdict.Ran(
         engine="world",
         models=[peer.model() for peer in peers],
-        mass={"sum": audit.sum, "expected": audit.expected, "error": audit.error} if is_conserved else None,
+        mass={"sum": mass.sum, "expected": mass.expected, "error": mass.error} if is_conserved else None,
         bytes_sent=sum(machine.bytes_sent for machine in world.machines),
         wall_s=wall_s,
         rounds=spec.run.rounds,
+        attack=attack.kind if attack.kind != "none" else None,
+        byzantine=attack.byzantine,
         per_peer=rows,
         extra={
             "virtual_s": world.now,
             "events": world.events,
-            "online_loss": _online_loss(world),
+            "online_loss": _online_loss(honest),
             "events_per_s": world.events / max(wall_s, 1e-9),
-            "peer_rounds_per_s": len(peers) * spec.run.rounds / max(wall_s, 1e-9),
+            "peer_rounds_per_s": len(world.machines) * spec.run.rounds / max(wall_s, 1e-9),
         },
     )
 
@@ -179,11 +223,11 @@ def _run_population(
     )
 
 
-def _online_loss(world: World) -> float | None:
+def _online_loss(machines: Sequence[Machine]) -> float | None:
     """The mean training loss over peers and rounds; None where no learner says."""
     losses = [
         float(fact.fields["loss"])
-        for machine in world.machines
+        for machine in machines
         for _, fact in machine.facts
         if fact.event == "round committed" and fact.fields["loss"] is not None
     ]
@@ -194,6 +238,6 @@ def _reference(scenario: Scenario, workload: Workload, name: str) -> dict[str, f
     options = msgspec.structs.replace(scenario.simulation, network=NetworkOptions(), churn=ChurnOptions())
     perfect = replace(scenario, simulation=options)
     world, _ = _run(perfect, workload, None)
-    models = [world.peer(i).model() for i in range(len(world.machines))]
+    models = [world.peer(i).model() for i in range(len(workload.datasets))]
     measured = verdict.judge_models(workload, scenario.spec, models)
     return verdict.spread([metrics[name] for metrics in measured])

@@ -20,9 +20,11 @@ from p2pfl.learn.learner import Site
 from p2pfl.learn.metrics import consensus_distance
 from p2pfl.run import RunSpec, run_id
 
+from .attacks import AttackOptions
+from .poisoning import triggered
 from .workload import Workload
 
-__all__ = ["Ran", "baselines", "judge_models", "peak_rss_mb", "spread", "verdict"]
+__all__ = ["Ran", "backdoor", "baselines", "judge_models", "peak_rss_mb", "spread", "verdict"]
 
 # Purpose of the baselines' random draws: not the peers' own (p2pfl.rounds), so neither repeats the other.
 _BASELINE = 101
@@ -32,8 +34,9 @@ _BASELINE = 101
 class Ran:
     """What a driver knows when a run is over.
 
-    models: one (d,) a peer, by peer number.   mass: sums over peers, None where models are states.
-    per_peer: further fields of each peer's row.
+    models: one (d,) an honest peer, by peer number.   mass: sums over them, None where models are states.
+    attack: its kind.   byzantine: how many peers there were beside the honest.
+    per_peer: further fields of each honest peer's row.
     """
 
     engine: str
@@ -42,6 +45,8 @@ class Ran:
     bytes_sent: int
     wall_s: float
     rounds: int
+    attack: str | None = None
+    byzantine: int = 0
     per_peer: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     report: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +74,18 @@ def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) ->
     else:
         shops = [_workshop(workload, workload.site(i, spec)) for i in range(len(models))]
     return [_measured(shop, model) for shop, model in zip(shops, models, strict=True)]
+
+
+def backdoor(
+    workload: Workload, attack: AttackOptions, spec: RunSpec, models: Sequence[Vector]
+) -> list[float]:
+    """How often each model gives the target's class to a test row of another class that carries the trigger.
+
+    Raises LearnerError when the learner cannot evaluate.
+    """
+    assert workload.pooled is not None, "rows that can be poisoned are ours"
+    stamped = replace(workload, pooled=triggered(workload.pooled, attack))
+    return [metrics["accuracy"] for metrics in judge_models(stamped, spec, models)]
 
 
 def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | None, dict[str, float] | None]:
@@ -105,8 +122,8 @@ def verdict(
     if len(values) < len(measured):
         raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")
     pooled, alone = baselines(workload, spec, name) if with_baselines else (None, None)
-    peers = len(ran.models)
-    rows = list(ran.per_peer) or [{} for _ in range(peers)]
+    peers = len(ran.models) + ran.byzantine
+    rows = list(ran.per_peer) or [{} for _ in ran.models]
     return {
         "v": 1,
         "engine": ran.engine,
@@ -124,9 +141,9 @@ def verdict(
         "seed": spec.run.seed,
         "run_id": run_id(spec),
         "report": ran.report,
-        "attack": None,
+        "attack": ran.attack,
         "aggregator": spec.trust.aggregator.kind if spec.trust.aggregator.kind != "none" else None,
-        "byzantine": None,
+        "byzantine": ran.byzantine or None,
         "honest": {"mean": float(np.mean(values)), "min": float(np.min(values))},
         **ran.extra,
         "per_peer": [

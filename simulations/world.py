@@ -37,7 +37,7 @@ from p2pfl.events import (
     Train,
 )
 from p2pfl.net.link_model import PERFECT, LinkModel
-from p2pfl.peer import Peer
+from p2pfl.participant import Participant
 from p2pfl.run import RunSpec, run_id
 from p2pfl.trust.membership import Membership
 
@@ -66,6 +66,7 @@ class World:
         seed: int | None = None,
         crypto: bool = False,
         inline_bytes: int = 0,
+        awaited: int | None = None,
         listener: Listener | None = None,
         begin: Membership | None = None,
     ) -> None:
@@ -73,7 +74,8 @@ class World:
 
         crypto: seal and open every message with real keys, as the wire does.   inline_bytes: bodies up to
         this size ride in their offer; larger ones are asked for, which costs a round trip.   begin: the
-        membership that every peer starts with; None makes all of them founders.
+        membership that every peer starts with; None makes all of them founders.   awaited: the
+        world is over when the first so many have finished; None is all.
         """
         self.spec, self.seed = spec, spec.run.seed if seed is None else seed
         self.now = 0.0
@@ -91,6 +93,7 @@ class World:
         self._queue: list[tuple[float, int, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
         self._to_boot = 0
+        self._awaited = self.machines[:awaited]
         self._post = Post(
             self.machines,
             self.network,
@@ -121,17 +124,17 @@ class World:
         return True
 
     def run(self, until_s: float = float("inf")) -> bool:
-        """Go on until every machine that is up has finished, or `until_s`.  Returns whether all finished."""
+        """Go on until all awaited machines that are up have finished, or `until_s`; whether they have."""
         while self._queue and self._queue[0][0] <= until_s and not self.is_over:
             self.step()
         return self.is_over
 
     @property
     def is_over(self) -> bool:
-        """Whether every machine that is up has finished its run, and none is still to start."""
-        return not self._to_boot and all(m.finished or not m.is_up for m in self.machines)
+        """Whether every awaited machine that is up has finished its run, and none is still to start."""
+        return not self._to_boot and all(m.finished or not m.is_up for m in self._awaited)
 
-    def peer(self, index: int) -> Peer:
+    def peer(self, index: int) -> Participant:
         """The peer of a machine that is up.  Raises LocalError."""
         peer = self.machines[index].peer
         if peer is None:

@@ -25,6 +25,8 @@ from p2pfl.learn import options as learn
 from p2pfl.learn.learner import Learner, Site
 from p2pfl.node.telemetry import Telemetry
 from p2pfl.run import ExchangeOptions, RunOptions
+from p2pfl.simulations.attacks import KINDS as ATTACK_KINDS
+from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.scenario import SimulationOptions
 from p2pfl.trust.options import TrustOptions
 
@@ -49,6 +51,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "### `[control]`": settings.ControlSettings,
     "### `[limits]`": settings.LimitSettings,
     "`[simulation]`": SimulationOptions,
+    "`[simulation.attack]`": AttackOptions,
 }
 # Hosts of package indexes: where a user's packages come from is not this project's to say.
 REGISTRIES = (
@@ -143,12 +146,13 @@ def test_the_defaults_in_a_table_are_the_struct_s(line: str) -> None:
         assert json.loads(shown.strip("`")) == default, field.name
 
 
-def test_every_kind_of_topology_averaging_and_exchange_is_explained() -> None:
+def test_every_kind_of_topology_averaging_exchange_and_attack_is_explained() -> None:
     kinds = (
         *gossip.TOPOLOGY_FIELDS,
         *gossip.AVERAGING_KINDS,
         *gossip.COMPRESSION_KINDS,
         ExchangeOptions().kind,
+        *ATTACK_KINDS,
     )
     assert [
         kind for kind in kinds if f"`{kind}`" not in CONFIGURATION and f'"{kind}"' not in CONFIGURATION

@@ -30,7 +30,7 @@ from p2pfl.events import (
     Trained,
 )
 from p2pfl.ids import PeerId, RunId
-from p2pfl.peer import Peer
+from p2pfl.participant import Participant
 from p2pfl.simulations.machine import identities
 from p2pfl.simulations.world import World
 
@@ -159,7 +159,7 @@ def _events(world: World) -> st.SearchStrategy[Event]:
     )
 
 
-def _held_bytes(peer: Peer) -> int:
+def _held_bytes(peer: Participant) -> int:
     return peer.state.neighbours.fetching_bytes() + peer.state.links.held_bytes()
 
 

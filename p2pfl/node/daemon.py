@@ -26,6 +26,7 @@ from p2pfl.node.learner_child import LearnerSpec
 from p2pfl.node.learner_process import LearnerProcess
 from p2pfl.node.node import Clock, Learning, Node, Outcome
 from p2pfl.node.store import Store
+from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, run_id
 from p2pfl.settings import NodeSettings
@@ -81,9 +82,11 @@ async def serve(
     spec: RunSpec,
     on_fact: Callable[[Fact], None] = lambda _: None,
     until_round: int | None = None,
+    around: Callable[[Peer], Participant] = lambda peer: peer,
 ) -> Outcome:
     """Run the node that lives in `home` until its run ends, it is told to stop, or it is cancelled.
 
+    around: puts something between the peer and its node, as a simulated attacker does.
     What was committed survives all three.  Raises P2PFLError on what only a person can mend.
     """
     from p2pfl.net.libp2p import Libp2pTransport
@@ -110,16 +113,17 @@ async def serve(
     learning: Learning = LearnerProcess(evaluate_s=spec.run.deadline_s)
     if settings.node.isolation == "thread":
         learning = InlineLearner(runner=partial(trio.to_thread.run_sync, abandon_on_cancel=True))
+    peer = Peer(
+        me=own.peer_id,
+        spec=spec,
+        consortium=consortium_of(spec, own, ticket, clock.now()),
+        boot_session=secrets.randbits(63),
+        entropy=secrets.token_bytes(32),
+        memory_bytes=settings.limits.memory_mb * 10**6,
+    )
     with Store.open(home) as store:
         node = Node(
-            peer=Peer(
-                me=own.peer_id,
-                spec=spec,
-                consortium=consortium_of(spec, own, ticket, clock.now()),
-                boot_session=secrets.randbits(63),
-                entropy=secrets.token_bytes(32),
-                memory_bytes=settings.limits.memory_mb * 10**6,
-            ),
+            peer=around(peer),
             identity=own,
             store=store,
             learning=learning,

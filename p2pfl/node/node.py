@@ -56,8 +56,9 @@ from p2pfl.node.lobby import Lobby
 from p2pfl.node.store import Store
 from p2pfl.node.telemetry import EventHub, Telemetry
 from p2pfl.node.wires import Wires
-from p2pfl.peer import Peer, PeerView
+from p2pfl.participant import Participant
 from p2pfl.trust.identity import Identity
+from p2pfl.view import PeerView
 
 __all__ = ["Clock", "Learning", "Node", "Outcome", "inline"]
 
@@ -126,7 +127,7 @@ class Node:
     def __init__(
         self,
         *,
-        peer: Peer,
+        peer: Participant,
         identity: Identity,
         store: Store,
         learning: Learning,

@@ -11,6 +11,7 @@ from p2pfl.gossip.topology import matrix, plan
 from p2pfl.run import GossipOptions, RunSpec
 from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.placement import fiedler, honest_count, placed, slowest
+from p2pfl.simulations.scenario import decode
 
 EVERYWHERE = AttackOptions(kind="alie", byzantine=2, placement="everywhere")
 
@@ -55,7 +56,7 @@ def test_somebody_stays_honest() -> None:
 
 def test_the_slowest_disagreement_of_a_cycle_is_its_first_harmonic() -> None:
     # Weights 1/3 on a cycle of n: the eigenvalues of L are 2/3 (1 - cos(2 pi k / n)).
-    mu, e = fiedler(plan(TopologyOptions(kind="ring"), 0, 10, 0), 10)
+    mu, e = fiedler(plan(TopologyOptions(kind="ring"), 0, 10, 0), range(10))
     assert mu == pytest.approx(2 / 3 * (1 - np.cos(2 * np.pi / 10)))
     assert np.linalg.norm(e) == pytest.approx(1)
     assert abs(e.sum()) < 1e-9
@@ -63,12 +64,31 @@ def test_the_slowest_disagreement_of_a_cycle_is_its_first_harmonic() -> None:
 
 def test_mixing_takes_exactly_the_slowest_rows_from_the_slowest_disagreement() -> None:
     p = plan(TopologyOptions(kind="ring"), 0, 8, 0)
-    mu, e = fiedler(p, 8)
+    mu, e = fiedler(p, range(8))
     models = np.outer(e, [3.0, -1.0]).astype(np.float32)
     taken = np.stack([slowest(mu, e, models, i) for i in range(8)])
     np.testing.assert_allclose(models - matrix(p, Kind.DOUBLY) @ models, taken, atol=1e-6)
 
 
 def test_one_honest_peer_disagrees_with_nobody() -> None:
-    mu, e = fiedler(plan(TopologyOptions(kind="complete"), 0, 3, 0), 1)
+    mu, e = fiedler(plan(TopologyOptions(kind="complete"), 0, 3, 0), [2])
     assert (mu, e.tolist()) == (0.0, [0.0])
+
+
+def test_who_is_not_honest_is_left_out_of_the_graph() -> None:
+    # Without peer 2 the ring of 5 is a path of 4.
+    p = plan(TopologyOptions(kind="ring"), 0, 5, 0)
+    mu, e = fiedler(p, [3, 4, 0, 1])
+    assert mu == pytest.approx(2 / 3 * (1 - np.cos(np.pi / 4)))
+    assert np.sign(e[0]) == np.sign(e[1]) == -np.sign(e[2]) == -np.sign(e[3])
+
+
+def test_each_seed_draws_its_own_graph_for_the_honest_of_a_scenario() -> None:
+    table = {
+        "gossip": {"topology": {"kind": "watts-strogatz"}},
+        "simulation": {"peers": 12, "attack": {"kind": "alie", "byzantine": 2, "placement": "everywhere"}},
+    }
+    scenario = decode(table, "test", "test")
+    edges = [scenario.with_seed(seed).spec.gossip.topology.edges for seed in (0, 1, 0)]
+    assert edges[0] == edges[2] != edges[1]
+    assert scenario.with_seed(1).with_seed(0).spec == scenario.spec
