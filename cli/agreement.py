@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "check_mixing", "cost_of", "in_plain_words", "mixing_in_plain_words"]
 
-# A share holds the parameters as float32 and the pooled sums as float64.
-_PARAMETER_BYTES = 4
-_SUM_BYTES = 8
 # At most this many shares of one edge are unresolved (gossip/links.py), at either end.
 _UNRESOLVED_SHARES = 2
 # x, the de-biased model and the fit's result, all in the node's own process.
@@ -150,8 +147,11 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
 
     import numpy as np
 
+    from p2pfl.aggregation import mixer_of
+    from p2pfl.gossip.push_pull import PUSH_PULL
     from p2pfl.learn import factory
     from p2pfl.learn.learner import Site
+    from p2pfl.mass import body_bytes
 
     sys.path.insert(0, str(folder))
     site = Site(data=data, name=name, seed=spec.run.seed, local_steps=1, options=spec.learner)
@@ -178,7 +178,8 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
         )
     if not np.isfinite(update.parameters).all():
         raise LearnerError("one batch made the parameters infinite or NaN; lower the learning rate")
-    share = _PARAMETER_BYTES * len(start) + _SUM_BYTES * len(sums)
+    is_tracked = mixer_of(spec) is PUSH_PULL
+    share = body_bytes(len(start), len(sums), is_tracked=is_tracked)
     inbox = _UNRESOLVED_SHARES * mixing["in_neighbours"] * share
     return Cost(
         parameters=len(start),

@@ -167,7 +167,7 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
         assert snapshot is not None, "export_model has read it"
         books.append(books_on_disk(site.peer_id, snapshot))
         ledger, x, model, _ = ledgers.read(snapshot)
-        # z = x / w, as push-sum de-biases (gossip/push_sum.py); without mass it is the model kept beside.
+        # z = x / w, as push-sum de-biases (gossip/push_sum.py), unless the model is kept beside.
         models.append((x.astype(np.float64) / ledger.w).astype(np.float32) if model is None else model)
         rows.append(
             {

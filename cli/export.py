@@ -58,10 +58,8 @@ def _stored_model(home: Path, spec: RunSpec) -> tuple[dict[str, NDArray[Any]], i
     if snapshot is None:
         raise StoreError(nothing)
     known, x, model, _ = ledger.read(snapshot)
-    vector: Vector = x if model is None else model
-    if known.w > 0:
-        # z = x / w, as push-sum de-biases (gossip/push_sum.py); in d-psgd w is 1.
-        vector = (x.astype(np.float64) / known.w).astype(np.float32)
+    # z = x / w, as push-sum de-biases (gossip/push_sum.py), unless the model lies beside; in d-psgd w is 1.
+    vector: Vector = (x.astype(np.float64) / known.w).astype(np.float32) if model is None else model
     # "null" where the learner does not name its tensors.
     schema = msgspec.json.decode(names, type=Schema | None) if names else None
     return dict(unflatten(vector, schema)) if schema else {"parameters": vector}, known.round

@@ -15,7 +15,7 @@ import msgspec
 
 from p2pfl.errors import P2PFLError, RefusedError, RemoteError, StoreError
 from p2pfl.events import Fact, Roster
-from p2pfl.ids import PeerId, RunId
+from p2pfl.ids import PeerId, RunId, parse_peer_id
 from p2pfl.net import discovery
 from p2pfl.net.discovery import AddressBook, AddressRecord
 from p2pfl.trust import admission, amendments, certificates, membership, relations, successions
@@ -186,7 +186,7 @@ class Consortium:
                 changed = self.publish(arguments["record"], now)
                 return Fact(event="addresses published", level="debug", fields={"new": changed})
             case "ban":
-                peer = PeerId(arguments["peer"])
+                peer = parse_peer_id(arguments["peer"])
                 self.relations = relations.ban(self.relations, peer)
                 final = False
                 if revocation := arguments.get("revocation"):
@@ -195,11 +195,11 @@ class Consortium:
                     final = membership.is_revoked(self.membership, peer)
                 return Fact(event="member banned", level="warning", fields={"peer": peer, "revoked": final})
             case "forget":
-                peer = PeerId(arguments["peer"])
+                peer = parse_peer_id(arguments["peer"])
                 self.relations = relations.forget(self.relations, peer)
                 return Fact(event="trust forgotten", fields={"peer": peer})
             case "set":
-                peer = PeerId(arguments["peer"])
+                peer = parse_peer_id(arguments["peer"])
                 share, accept = arguments.get("share"), arguments.get("accept")
                 self.relations = relations.set_level(
                     self.relations,

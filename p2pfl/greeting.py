@@ -55,8 +55,9 @@ def hello(state: State, peer: PeerId, header: Header, said: Hello) -> None:
         lost = state.links.written_off - written_off
         state.decide("write-off", peer, "began-anew", rule="incarnation", weight=lost)
         one.state, one.head, one.sent = None, None, 0
+        state.mass.restart()
     for entry in refused:
-        state.mass.absorb([(entry.w, state.pool.get(entry.header.digest))])
+        state.mass.absorb([(entry.header.weights, state.pool.get(entry.header.digest))])
     one.incarnation, one.begun, one.met = header.incarnation, said.begun, True
     one.up = verdict is Meeting.UP
     one.counted = said.counted and said.their_incarnation == state.incarnation

@@ -26,7 +26,10 @@ _PAYLOAD = "payload:"
 
 
 class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One peer's durable facts.  `w`, `statistics` and array `x` are its push-sum state."""
+    """One peer's durable facts.  `w`, `statistics` and array `x` are its push-sum state.
+
+    Push-pull: `x` is the tracker and `term` its term; arrays `model` and `g` are the model and its gradient.
+    """
 
     version: int = _VERSION
     run: str
@@ -37,6 +40,7 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     round: int = 0
     nominal: float = 1.0
     w: float = 0.0
+    term: int = 0
     statistics: list[float] = []
     # The federation's sums, fixed when the opening rounds end.
     pooled: list[float] | None = None
@@ -82,11 +86,17 @@ class Pool:
         return {_PAYLOAD + name: body for name, body in sorted(self._bodies.items())}
 
 
-def write(ledger: Ledger, x: Vector, model: Vector | None, pool: Pool) -> Snapshot:
-    """A snapshot of everything.  model: (d,) the last model, kept while there is no weight to divide by."""
+def write(
+    ledger: Ledger, x: Vector, model: Vector | None, pool: Pool, *, g: Vector | None = None
+) -> Snapshot:
+    """A snapshot of everything.
+
+    model: (d,), where it is not x / w: push-pull's, or the last one while there is no weight to divide by.
+    g: (d,), push-pull's gradient.
+    """
+    beside = {"model": model, "g": g}
     arrays: dict[str, NDArray[Any]] = {"x": x, **pool.arrays()}
-    if model is not None:
-        arrays["model"] = model
+    arrays |= {name: array for name, array in beside.items() if array is not None}
     return Snapshot(arrays=arrays, ledger=msgspec.msgpack.encode(ledger))
 
 

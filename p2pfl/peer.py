@@ -47,7 +47,6 @@ from p2pfl.events import (
     Vector,
 )
 from p2pfl.ids import PeerId
-from p2pfl.mass import Mass
 from p2pfl.run import RunSpec, canonical, run_id
 from p2pfl.schedule import schedule
 from p2pfl.state import Phase, State
@@ -173,7 +172,7 @@ class Peer:
         state.statistics = event.statistics
         state.schema_hash = hashlib.sha256(event.schema_hash + k.to_bytes(4, "big")).digest()
         if event.snapshot is None:
-            state.mass = Mass(event.parameters, k)
+            state.mass = state.mass_of(event.parameters, k)
             state.nominal = float(event.samples) if state.spec.run.weights == "samples" else 1.0
             state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()
             state.incarnation = greeting.fresh_incarnation(state)

@@ -30,7 +30,7 @@ from p2pfl.events import (
 )
 from p2pfl.gossip.links import WINDOW, Arrival, Place
 from p2pfl.ids import PeerId
-from p2pfl.mass import body_bytes, unpack
+from p2pfl.mass import unpack
 from p2pfl.plans import is_state
 from p2pfl.rounds import acknowledge
 from p2pfl.state import Phase, State
@@ -45,6 +45,9 @@ __all__ = ["connected", "disconnected", "failed", "offered", "received"]
 _WEIGHT_MARGIN = 4.0
 # Sample counts of other sites are not known; beyond this a weight is a lie (10^12 rows).
 _MOST_SAMPLES = 1e12
+# A share's term may be this much ahead: more than a run loses disks, and so little that no liar reaches the
+# end of the whole numbers that a float64 tells apart.
+_TERM_LEAD = 2**20
 
 
 def connected(state: State, peer: PeerId) -> None:
@@ -123,7 +126,7 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
     reason = screening.judge_header(
         header,
         schema_hash=state.schema_hash,
-        expected_bytes=body_bytes(len(state.mass.model), state.mass.k),
+        expected_bytes=state.mass.body_bytes,
         is_member=True,
         level=state.consortium.accept_level(peer),
         free_bytes=state.memory_bytes - held,
@@ -170,7 +173,7 @@ def received(state: State, event: Received) -> None:
         case Ack() as ack if one.up and header.incarnation == one.incarnation:
             one.late = False
             for entry in state.links.acknowledged(peer, ack, state.incarnation):
-                state.mass.absorb([(entry.w, state.pool.get(entry.header.digest))])
+                state.mass.absorb([(entry.header.weights, state.pool.get(entry.header.digest))])
                 reason = ack.refused.get(entry.seq, "")
                 state.fact("share refused", "warning", peer=peer, seq=entry.seq, reason=reason)
         case Statement() as statement if one.up and header.incarnation == one.incarnation:
@@ -186,7 +189,6 @@ def received(state: State, event: Received) -> None:
 def _vector(
     state: State, peer: PeerId, header: Header, body: np.ndarray[tuple[int], np.dtype[np.uint8]]
 ) -> None:
-    k, d = state.mass.k, len(state.mass.model)
     # Everybody who ever took part: who left has handed its mass to those who are still here.
     members = max(len(state.members()) + len(state.left), state.spec.run.members_at_start)
     is_sampled = state.spec.run.weights == "samples"
@@ -195,20 +197,35 @@ def _vector(
         total=_MOST_SAMPLES if is_sampled else members * state.nominal * _WEIGHT_MARGIN,
         n=members,
     )
-    if body.nbytes != body_bytes(d, k) or (header.kind is Kind.SHARE and len(header.weights) != 1):
-        reason: str | None = "size"
-    else:
-        w = header.weights[0] if header.kind is Kind.SHARE else 1.0
-        part = unpack(body, w, k)
-        reason = screening.judge_vector(
-            part.x[0], part.s[0], weight=w, max_norm=state.spec.trust.max_norm, max_weight=most
-        )
-    if reason:
+    if reason := _unfit(state, header, body, most):
         _refused(state, peer, header, reason)
     elif header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=body))
     else:
         state.neighbours[peer].state = (header.round + 1, body)
+
+
+def _unfit(
+    state: State, header: Header, body: np.ndarray[tuple[int], np.dtype[np.uint8]], most: float
+) -> str | None:
+    """Why a body is not mixed, or None.   most: the largest weight that can be honest."""
+    mass, max_norm = state.mass, state.spec.trust.max_norm
+    is_share = header.kind is Kind.SHARE
+    if body.nbytes != mass.body_bytes or (is_share and len(header.weights) != (2 if mass.is_tracked else 1)):
+        return "size"
+    w = header.weights[0] if is_share else 1.0
+    part = unpack(body, w, mass.k)
+    if not mass.is_tracked:
+        return screening.judge_vector(part.x[0], part.s[0], weight=w, max_norm=max_norm, max_weight=most)
+    # A model, and a tracker that may at most cross the space of models in one step: neither is scaled by w.
+    term = header.weights[1]
+    if not (0 <= term <= mass.term + _TERM_LEAD and term == int(term)):
+        return "weight"
+    d = len(mass.model)
+    for vector in (part.x[0, :d], part.x[0, d:]):
+        if reason := screening.judge_vector(vector, part.s[0], weight=1.0, max_norm=max_norm, max_weight=1.0):
+            return reason
+    return screening.judge_weight(w, max_weight=most)
 
 
 def _statement(state: State, peer: PeerId, header: Header, statement: Statement, frame: bytes) -> None:
@@ -280,6 +297,7 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
             if peer not in state.left:
                 state.left.add(peer)
                 lost = state.links.write_off(peer)
+                state.mass.restart()
                 state.fact("member left", peer=peer, written_off=lost)
                 state.decide("write-off", peer, "left", rule="notice", weight=lost)
                 state.commit()

@@ -9,7 +9,6 @@ from p2pfl.errors import P2PFLError
 from p2pfl.events import Started
 from p2pfl.gossip.links import Links
 from p2pfl.ids import PeerId
-from p2pfl.mass import Mass
 from p2pfl.state import State
 from p2pfl.trust.audit import head_of
 from p2pfl.witness import statement_in
@@ -24,12 +23,14 @@ def restore(state: State, event: Started, k: int) -> None:
     """
     assert event.snapshot is not None
     ledger, x, model, pool = ledgers.read(event.snapshot)
-    mass = Mass(event.parameters if model is None else model, k)
+    mass = state.mass_of(event.parameters if model is None else model, k)
     if len(x) != len(mass.model) or len(ledger.statistics) != k:
         raise P2PFLError(
             f"the saved model has {len(x)} parameters, the learner {len(event.parameters)}; "
             "was the learner changed in mid-run?"
         )
+    if mass.is_tracked:
+        mass.g, mass.term = np.asarray(event.snapshot.arrays["g"]), ledger.term
     mass.state = type(mass.state)(
         x=np.ascontiguousarray(x[None]), w=np.array([ledger.w]), s=np.array([ledger.statistics])
     )

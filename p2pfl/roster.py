@@ -134,6 +134,7 @@ def enforce(state: State) -> None:
             continue
         if standing != "banned" and state.links.is_open(peer):
             lost = state.links.write_off(peer)
+            state.mass.restart()
             state.fact("member gone", "warning", peer=peer, standing=standing, written_off=lost)
             state.decide("write-off", peer, standing, rule="membership", weight=lost)
         if state.neighbours[peer].connected:

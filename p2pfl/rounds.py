@@ -12,6 +12,7 @@ from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
 from p2pfl.mixing import mix_states
+from p2pfl.neighbours import SKIP_AFTER_ROUNDS
 from p2pfl.plans import is_state, neighbours_of, plan_of, wanted
 from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.state import Phase, State
@@ -40,6 +41,9 @@ FIT = 1
 LEARNER_FAULTS = 3
 # Rounds in a row below quorum after which a node pauses.
 LOW_ROUNDS = 3
+_WEIGHT_HINT = (
+    'this site hears too little of what it sends: add links to it, or agree on averaging "push-pull"'
+)
 
 
 def begin(state: State) -> None:
@@ -157,8 +161,13 @@ def settle(state: State) -> tuple[int, list[PeerId]]:
             seq=header.edge_seq,
             digest=header.digest,
         )
-    merged = [(a.header.weights[0], a.body) for _, a in settled if a.body is not None]
-    state.mass.absorb(merged)
+    merged = [(peer, arrival) for peer, arrival in settled if arrival.body is not None]
+    if state.mass.is_tracked:
+        # The newest of each neighbour, unless it is of a time that is over; whoever has none takes any.
+        since = state.round - SKIP_AFTER_ROUNDS if state.mass.w > 0 else 0
+        newest = {peer: a.body for peer, a in merged if a.header.round >= since}
+        state.mass.pull([body for body in newest.values() if body is not None])
+    state.mass.absorb([(a.header.weights, a.body) for _, a in merged if a.body is not None])
     return len(merged), [PeerId(p) for p in moved]
 
 
@@ -196,12 +205,18 @@ def split(state: State, targets: list[PeerId], fractions: list[float]) -> list[S
     """Give fractions of the mass to `targets`; the shares are in the outbox, to be sent after the commit."""
     offers: list[Send] = []
     digests: dict[int, bytes] = {}
-    for peer, (w, body) in zip(targets, state.mass.split(fractions), strict=True):
-        offers.append(_share(state, peer, w, body, digests))
+    for peer, (weights, body) in zip(targets, state.mass.split(fractions), strict=True):
+        offers.append(_share(state, peer, weights, body, digests))
     return offers
 
 
-def _share(state: State, peer: PeerId, w: float, body: NDArray[np.uint8], digests: dict[int, bytes]) -> Send:
+def _share(
+    state: State,
+    peer: PeerId,
+    weights: tuple[float, ...],
+    body: NDArray[np.uint8],
+    digests: dict[int, bytes],
+) -> Send:
     digest = digests.setdefault(id(body), hashlib.sha256(body.data).digest())
     state.pool.add(digest, body)
     header = state.header(
@@ -212,7 +227,7 @@ def _share(state: State, peer: PeerId, w: float, body: NDArray[np.uint8], digest
         size=body.nbytes,
         raw_size=body.nbytes,
         digest=digest,
-        weights=(w,),
+        weights=weights,
     )
     state.links.push(peer, header)
     return Send(peer=peer, message=Message(header=header, body=body))
@@ -343,9 +358,18 @@ def step(state: State) -> None:
         loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )
-    is_low = not is_state(state) and push_sum.alarm(state.mass.w, state.nominal)
+    # Push-pull divides no model by its weight.
+    is_divided = not is_state(state) and not state.mass.is_tracked
+    is_low = is_divided and push_sum.alarm(state.mass.w, state.nominal)
     if is_low and not state.weight_is_low:
-        state.fact("weight low", "warning", round=number, w=state.mass.w, weight0=state.nominal)
+        state.fact(
+            "weight low",
+            "warning",
+            round=number,
+            w=state.mass.w,
+            weight0=state.nominal,
+            hint=_WEIGHT_HINT,
+        )
     state.weight_is_low = is_low
     state.commit()
     acknowledge(state, moved)

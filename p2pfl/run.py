@@ -112,8 +112,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         mixing = f"trust.aggregator {rule!r}" if rule != "none" else f"gossip.averaging {averaging!r}"
         if self.run.weights == "samples" and (rule != "none" or averaging != "push-sum"):
             raise ValueError(
-                f'run.weights = "samples" needs shares whose sum is conserved, and {mixing} has none;'
-                ' use "uniform"'
+                f'run.weights = "samples" is for push-sum, and {mixing} counts all sites alike; use "uniform"'
             )
         if rule != "none" and self.learner.standardise == "federation":
             raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl import ledger as ledgers
+from p2pfl.aggregation import mixer_of
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Body,
@@ -28,6 +29,7 @@ from p2pfl.events import (
     Vector,
 )
 from p2pfl.gossip.links import Links
+from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.ids import PeerId, RunId
 from p2pfl.mass import Mass
 from p2pfl.neighbours import Neighbours
@@ -228,6 +230,7 @@ class State:
             round=self.round,
             nominal=self.nominal,
             w=self.mass.w,
+            term=self.mass.term,
             statistics=self.mass.state.s[0].tolist(),
             pooled=None if self.pooled is None else self.pooled.tolist(),
             out=self.links.out,
@@ -246,8 +249,8 @@ class State:
             held=self.held,
             leaving=self.leaving,
         )
-        model = self.mass.model if self.mass.w == 0 else None
-        snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool)
+        model = self.mass.model if self.mass.is_modelled else None
+        snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool, g=self.mass.g)
         self.emit(
             Commit(
                 snapshot=snapshot,
@@ -258,11 +261,21 @@ class State:
         )
         self.facts, self.decisions, self.proofs = [], [], []
 
+    def mass_of(self, theta: Vector, k: int) -> Mass:
+        """What this peer is before it takes part: the model `theta` and no mass."""
+        return Mass(theta, k, is_tracked=mixer_of(self.spec) is PUSH_PULL)
+
     # --- questions -----------------------------------------------------------------------------------
 
     def digest_of_model(self) -> bytes:
-        """SHA-256 of x as it stands: what a statement commits to and two drivers must agree on."""
-        return hashlib.sha256(np.ascontiguousarray(self.mass.state.x).view(np.uint8).data).digest()
+        """SHA-256 of x as it stands, with push-pull of the model and the tracker: what a statement commits to
+        and two drivers must agree on.
+        """
+        vectors = [self.mass.model, self.mass.state.x[0]] if self.mass.is_tracked else [self.mass.state.x[0]]
+        digest = hashlib.sha256()
+        for vector in vectors:
+            digest.update(np.ascontiguousarray(vector).view(np.uint8).data)
+        return digest.digest()
 
     def members(self) -> tuple[PeerId, ...]:
         """The roster that plans are made for: members now, less those that left, by PeerId."""

@@ -11,7 +11,6 @@ from worlds import agreement, facts, tiny_world
 
 from p2pfl.events import Commit, Kind, Message, Received, Roster, Send
 from p2pfl.gossip.links import WINDOW
-from p2pfl.mass import body_bytes
 from p2pfl.net import discovery
 from p2pfl.simulations.world import World
 
@@ -19,7 +18,7 @@ HONEST = range(3)
 
 
 def body_of(liar: Liar) -> np.ndarray:
-    return np.zeros(body_bytes(len(liar.victim.mass.model), liar.victim.mass.k), np.uint8)
+    return np.zeros(liar.victim.mass.body_bytes, np.uint8)
 
 
 def lie_to_all(world: World, at_s: float, **claim: object) -> None:

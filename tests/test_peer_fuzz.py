@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from worlds import agreement, tiny_world
+from worlds import agreement, facts, tiny_world
 
 from p2pfl.events import (
     Ack,
@@ -43,7 +44,7 @@ _RUN = RunId("ab" * 32)
 _peers = st.sampled_from([*_NAMES[1:], _NAMES[0], _STRANGER])
 _counts = st.one_of(st.integers(0, 5), st.sampled_from([2**31, 2**53 - 1]))
 _weights = st.sampled_from(
-    [(), (0.5,), (0.0,), (-1.0,), (1e300,), (float("nan"),), (float("inf"),), (0.3, 0.3)]
+    [(), (0.5,), (0.0,), (-1.0,), (1e300,), (float("nan"),), (float("inf"),), (0.3, 0.3), (0.3, 2.0)]
 )
 _words = st.sampled_from(
     ["accepted", "not-accepted", "left", "finished", "retired", "greet", "run-mismatch", "", "bogus"]
@@ -74,7 +75,7 @@ def _bodies(world: World) -> st.SearchStrategy[Any]:
         absorbed=_counts,
         refused=st.dictionaries(_counts, _words, max_size=3),
     )
-    arrays = st.sampled_from([0, 1, 12, 13, 64]).flatmap(
+    arrays = st.sampled_from([0, 1, 12, 13, 24, 64]).flatmap(
         lambda size: st.sampled_from(
             [np.zeros(size, np.uint8), np.full(size, 255, np.uint8), np.arange(size, dtype=np.uint8)]
         )
@@ -96,6 +97,7 @@ def _bodies(world: World) -> st.SearchStrategy[Any]:
 
 def _headers(world: World) -> st.SearchStrategy[Header]:
     state = world.peer(0).state
+    size = state.mass.body_bytes
     incarnations = [machine.peer.state.incarnation for machine in world.machines if machine.peer]
     return st.builds(
         Header,
@@ -110,8 +112,8 @@ def _headers(world: World) -> st.SearchStrategy[Header]:
         edge_seq=_counts,
         schema_hash=st.sampled_from([state.schema_hash, state.schema_hash, b"", b"y" * 32]),
         codec=st.sampled_from(["none", "none", "gzip"]),
-        size=st.sampled_from([12, 12, 0, 13, 2**40]),
-        raw_size=st.sampled_from([12, 12, 0, 2**40]),
+        size=st.sampled_from([size, size, 0, 13, 2**40]),
+        raw_size=st.sampled_from([size, size, 0, 2**40]),
         digest=_blobs,
         weights=_weights,
         issued_at=st.sampled_from([0.0, 1e12, -5.0]),
@@ -171,11 +173,16 @@ def _held_bytes(peer: Participant) -> int:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(stage_s=st.sampled_from([0.0, 0.05, 2.5, 5.5, 30.0]), data=st.data())
+@given(
+    stage_s=st.sampled_from([0.0, 0.05, 2.5, 5.5, 30.0]),
+    averaging=st.sampled_from(["push-sum", "push-pull"]),
+    data=st.data(),
+)
 def test_no_event_in_any_state_raises_or_takes_more_memory_than_allowed(
-    stage_s: float, data: st.DataObject
+    stage_s: float, averaging: str, data: st.DataObject
 ) -> None:
-    world = tiny_world(_N, spec=agreement(_N, seed=0), memory_bytes=_MEMORY)
+    spec = agreement(_N, seed=0, gossip={"averaging": {"kind": averaging}})
+    world = tiny_world(_N, spec=spec, memory_bytes=_MEMORY)
     world.run(until_s=stage_s)
     while world.machines[0].peer is None:
         world.step()
@@ -192,6 +199,15 @@ def test_no_event_in_any_state_raises_or_takes_more_memory_than_allowed(
         peer.view()
         assert np.isfinite(peer.state.mass.w)
         assert np.isfinite(peer.model()).all()
+
+
+@pytest.mark.parametrize("verb", ["ban", "forget", "set"])
+def test_a_command_about_nobody_is_refused_and_harms_nothing(verb: str) -> None:
+    world = tiny_world(2, spec=agreement(2, rounds=4))
+    world.run(until_s=1.5)
+    world.command(0, verb, peer="x", accept="deny")
+    assert world.run(until_s=1000)
+    assert "not the id" in facts(world, 0, "command refused")[0].fields["reason"]
 
 
 def test_a_weight_or_vector_that_is_not_finite_is_refused_and_goes_back() -> None:

@@ -129,7 +129,7 @@ _TOPOLOGIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("averaging", "topology"),
     [
-        *itertools.product(["push-sum"], _TOPOLOGIES),
+        *itertools.product(["push-sum", "push-pull"], _TOPOLOGIES),
         *itertools.product(["d-psgd"], ["complete", "exponential", "star"]),
     ],
 )
@@ -174,7 +174,7 @@ def test_both_drivers_agree_when_sites_pool_statistics_and_weigh_samples() -> No
 @given(
     n=st.integers(2, 5),
     topology=st.sampled_from(sorted(_TOPOLOGIES)),
-    averaging=st.sampled_from(["push-sum", "d-psgd"]),
+    averaging=st.sampled_from(["push-sum", "push-pull", "d-psgd"]),
     fit_s=st.lists(st.sampled_from([0.5, 1.0, 1.7]), min_size=1, max_size=3),
     seed=st.integers(0, 2**31),
 )

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from p2pfl.errors import AggregationError
 from p2pfl.gossip.mixing import Floats, Kind, Mixer, Vectors, combine
 from p2pfl.gossip.options import AveragingOptions
+from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.gossip.push_sum import PUSH_SUM
 
 __all__ = ["D_PSGD", "MIXERS", "mixer_of", "without_missing", "mix"]
 
 D_PSGD = Mixer(name="d-psgd", requires=frozenset({Kind.DOUBLY}), delivery="state")
 
-MIXERS = {"push-sum": PUSH_SUM, "d-psgd": D_PSGD}
+MIXERS = {"push-sum": PUSH_SUM, "push-pull": PUSH_PULL, "d-psgd": D_PSGD}
 
 
 def mixer_of(options: AveragingOptions) -> Mixer:

@@ -32,7 +32,7 @@ TOPOLOGY_FIELDS: dict[str, tuple[str, ...]] = {
     "watts-strogatz": ("degree", "p", "seed", "redraw"),
     "explicit": ("edges", "directed"),
 }
-AVERAGING_KINDS = ("push-sum", "d-psgd")
+AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd")
 COMPRESSION_KINDS = ("none",)
 
 _TopologyKind = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(TOPOLOGY_FIELDS)})]
@@ -116,7 +116,8 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class AveragingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How models mix: `push-sum` (any strongly connected graph, conserved) or `d-psgd` (latest states).
+    """How models mix: `push-sum` (any strongly connected graph, conserved), `push-pull` (that with gradient
+    tracking, for graphs that starve some peers of weight; twice the bytes) or `d-psgd` (latest states).
 
     Raises ConfigError on another kind.
     """

@@ -60,7 +60,7 @@ def test_a_topology_that_could_never_be_built_says_why(options: dict[str, Any], 
 
 
 def test_averaging_and_compression_that_do_not_exist_name_what_does() -> None:
-    with pytest.raises(ConfigError, match="push-sum, d-psgd"):
+    with pytest.raises(ConfigError, match="push-sum, push-pull, d-psgd"):
         AveragingOptions(kind="all-reduce")
     with pytest.raises(ConfigError, match=r"'top-k'.*choose 'none'"):
         CompressionOptions(kind="top-k")

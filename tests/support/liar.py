@@ -81,6 +81,7 @@ class Liar:
 
     def offer(self, kind: Kind, seq: int, w: float, body: np.ndarray, **fields: Any) -> Header:
         """Offer a body; returns its header."""
+        fields.setdefault("weights", (w,) if kind is Kind.SHARE else ())
         header = self.header(
             kind,
             edge_seq=seq,
@@ -88,7 +89,6 @@ class Liar:
             size=body.nbytes,
             raw_size=body.nbytes,
             digest=hashlib.sha256(body.data).digest(),
-            weights=(w,) if kind is Kind.SHARE else (),
             **fields,
         )
         self.tell(Offered(peer=self.name, header=header))
