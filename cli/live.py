@@ -81,7 +81,7 @@ class LiveRounds:
                 self._line(self._as_json(fact), text)
 
     def _as_json(self, fact: Fact) -> dict[str, Any]:
-        from p2pfl.node.store import plain
+        from p2pfl.node.plain import plain
 
         return {"event": fact.event, **plain(fact.fields)}
 

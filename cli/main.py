@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "node": ("p2pfl.cli.node:node", "The site's node: init, start, stop, backup, restore, service."),
     "run": ("p2pfl.cli.run:run", "The agreement: new, check, hash, join, pause, resume, leave, export."),
-    "trust": ("p2pfl.cli.trust:trust", "Who is believed and who is told: list, invite, admit, set, ban."),
+    "trust": (
+        "p2pfl.cli.trust:trust",
+        "Who is believed and who is told: list, invite, admit, set, ban, audit.",
+    ),
     "status": ("p2pfl.cli.status:status", "What the node does now."),
     "peers": ("p2pfl.cli.status:peers", "The members, and how the edges to them stand."),
     "ping": ("p2pfl.cli.status:ping", "Reach one member and time it."),

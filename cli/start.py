@@ -203,7 +203,7 @@ def start(
     (`p2pfl run join`).  Ctrl-C saves and stops; the next start goes on from there.
     """
     from p2pfl import settings as node_settings
-    from p2pfl.node.control import socket_path
+    from p2pfl.node.sockets import socket_path
     from p2pfl.run import run_id
 
     home = terminal.home

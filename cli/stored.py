@@ -1,17 +1,20 @@
-"""What the disk of a stopped node still answers: its rounds, its log, its neighbours as it last knew them."""
+"""What the disk of a stopped node still answers: its rounds, log, audit log, and neighbours as last known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from p2pfl.errors import StoreError
 from p2pfl.ids import RunId
 
 from .home import STORE
 from .terminal import Terminal
 
-__all__ = ["is_answered_by_disk", "stored_rounds", "stored_facts", "stored_peers"]
+__all__ = ["is_answered_by_disk", "stored_audit", "stored_rounds", "stored_facts", "stored_peers"]
 
 # Events read at a time: one page of some hundred kilobytes.
 _PAGE = 1_000
@@ -66,3 +69,16 @@ def stored_peers(home: Path) -> list[dict[str, Any]]:
         runs = store.runs()
         rows = store.peers(RunId(runs[0]["run"])) if runs else []
     return [{"peer_id": row.pop("peer"), "last_seen": row.pop("seen_at"), **row} for row in rows]
+
+
+@contextmanager
+def stored_audit(home: Path) -> Iterator[Callable[[str, int], dict[str, Any]]]:
+    """What answers for the audit log of the run that was active last, as `/v1/audit` does."""
+    from p2pfl.node.audit_answers import answer
+    from p2pfl.node.store import Store
+
+    with Store.open(home) as store:
+        runs = store.runs()
+        if not runs:
+            raise StoreError(f"{home} holds no run yet; `p2pfl node start` begins one")
+        yield partial(answer, store, RunId(runs[0]["run"]))

@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError, NotRunningError, RefusedError
 from p2pfl.ids import PeerId, short
 
 from . import home as homes
+from .audit import audit
 from .terminal import Terminal, columns, pass_terminal
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: p2pfl trust invite 12D3KooW... --for 7d --name st-marys")
 def trust() -> None:
-    """Who is believed and who is told: list, invite, admit, renew, set, ban."""
+    """Who is believed and who is told: list, invite, admit, renew, set, ban, audit."""
+
+
+trust.add_command(audit)
 
 
 def _seconds(text: str) -> float:

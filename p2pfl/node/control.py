@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing
@@ -37,23 +36,18 @@ from p2pfl.errors import (
     UnreachableError,
 )
 from p2pfl.events import Fact
-from p2pfl.node.store import plain
+from p2pfl.node.plain import plain
+from p2pfl.node.sockets import bound, remove_stale, socket_path
 
 __all__ = [
-    "SOCKET_NAME",
     "VERBS",
     "ControlTarget",
     "Hub",
     "control_app",
     "metrics_app",
     "serve",
-    "socket_path",
 ]
 
-SOCKET_NAME = "control.sock"
-
-# sun_path has 108 bytes on Linux, and ends with a zero.
-_MAX_SOCKET_PATH_BYTES = 107
 # The largest request is a ticket (4 KiB) or a path (4 KiB); this leaves room for both.
 _MAX_BODY_BYTES = 64 * 1024
 # Seconds before a stream that is open when the node stops is cut.
@@ -120,6 +114,9 @@ class ControlTarget(Protocol):
     def trust(self) -> list[dict[str, Any]]:
         """One entry a peer: standing, share and accept levels, certificate expiry."""
 
+    def audit(self, part: str, since: int) -> dict[str, Any]:
+        """What `audit_answers.answer` says of a part of the audit log."""
+
     async def command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Carry out one of `VERBS`.  Raises P2PFLError."""
 
@@ -131,17 +128,6 @@ class ControlTarget(Protocol):
 
     def ready(self) -> bool:
         """Whether the node listens and its learner is built."""
-
-
-def socket_path(home: Path) -> Path:
-    """Where the control socket of `home` is.  Raises ConfigError when the path is too long for a socket."""
-    path = home / SOCKET_NAME
-    if len(str(path).encode()) > _MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"{path} is longer than the {_MAX_SOCKET_PATH_BYTES} bytes a unix socket may have; "
-            "choose a shorter --home"
-        )
-    return path
 
 
 def _answer(value: Mapping[str, Any], status: int = 200) -> Response:
@@ -299,6 +285,7 @@ def control_app(target: ControlTarget, nursery: trio.Nursery) -> Starlette:
         Route("/v1/topology", _reader(lambda _: target.topology())),
         Route("/v1/run", _reader(lambda _: target.run())),
         Route("/v1/trust", _reader(lambda _: {"trust": target.trust()})),
+        Route("/v1/audit/{part}", _reader(lambda r: target.audit(r.path_params["part"], _since(r)))),
         Route("/v1/events", events),
         Route("/v1/stop", stop, methods=["POST"]),
         *(Route(path, _commander(target, verb), methods=["POST"]) for verb, (path, _) in VERBS.items()),
@@ -326,37 +313,6 @@ def metrics_app(target: ControlTarget) -> Callable[..., Awaitable[None]]:
     return guarded
 
 
-def _bound(family: socket.AddressFamily, address: Any, name: str) -> socket.socket:
-    """A bound socket that only its owner may open.  Raises StoreError."""
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    # Binding under this mask makes a unix socket 0600 from its first moment.
-    mask = os.umask(0o177)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise StoreError(f"{name} cannot be bound: {error}; free it, or change the setting") from error
-    finally:
-        os.umask(mask)
-    return bound
-
-
-def _remove_stale(path: Path) -> None:
-    """Take away a socket that nobody serves.  Raises StoreError when somebody does."""
-    if not path.is_socket():
-        if path.exists():
-            raise StoreError(f"{path} is not a socket; move it away")
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-        else:
-            raise StoreError(f"{path} is served by another process; `p2pfl node stop` ends it")
-
-
 async def serve(
     target: ControlTarget,
     home: Path,
@@ -370,13 +326,13 @@ async def serve(
     (socket served by another process, port taken).
     """
     path = socket_path(home)
-    _remove_stale(path)
+    remove_stale(path)
     try:
         with ExitStack() as opened:
-            doors = [opened.enter_context(_bound(socket.AF_UNIX, str(path), str(path)))]
+            doors = [opened.enter_context(bound(socket.AF_UNIX, str(path), str(path)))]
             if metrics_port:
                 place = ("127.0.0.1", metrics_port)
-                doors.append(opened.enter_context(_bound(socket.AF_INET, place, f"127.0.0.1:{metrics_port}")))
+                doors.append(opened.enter_context(bound(socket.AF_INET, place, f"127.0.0.1:{metrics_port}")))
             # Hypercorn makes each descriptor its own.
             binds = [f"fd://{door.detach()}" for door in doors]
         async with trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ from p2pfl.errors import ConfigError, RefusedError
 from p2pfl.events import Commanded
 from p2pfl.gossip import topology
 from p2pfl.ids import PeerId, parse_peer_id
-from p2pfl.node import backup, snapshots
+from p2pfl.node import audit_answers, backup, snapshots
 from p2pfl.node.node import Node
 from p2pfl.node.telemetry import EventHub
 from p2pfl.trust import admission, certificates, membership, relations, tickets, voting
@@ -165,6 +165,10 @@ class Desk:
                 }
             )
         return rows
+
+    def audit(self, part: str, since: int) -> dict[str, Any]:
+        """A part of the audit log, as of the last commit."""
+        return audit_answers.answer(self._node.store, self._node.peer.state.run, part, since)
 
     def stop(self, after_round: bool) -> None:
         """Save and stop, now or once the round under way is committed."""

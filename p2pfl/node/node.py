@@ -219,6 +219,7 @@ class Node:
             self.hub.close()
             with trio.CancelScope(shield=True):
                 await self._learning.aclose()
+                await self._run_sync(self.store.count, run, self.wires.outbound())
         if self.outcome is None:
             self._end("stopped")
         assert self.outcome is not None
@@ -310,7 +311,13 @@ class Node:
                 self._job_is_there.set()
             case Commit(snapshot=snapshot, facts=facts):
                 facts = tuple(map(self._counted, facts))
-                await self._run_sync(self.store.commit, run, snapshot, facts, now, self._peer_rows())
+                commit = partial(
+                    self.store.commit,
+                    decisions=effect.decisions,
+                    proofs=effect.proofs,
+                    outbound=self.wires.outbound(),
+                )
+                await self._run_sync(commit, run, snapshot, facts, now, self._peer_rows())
                 self.observe(facts)
                 self._count_rounds(facts)
             case Note(facts=facts):

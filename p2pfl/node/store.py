@@ -1,11 +1,12 @@
-"""The store: everything of a node that outlives its process.  The only file with SQL.
+"""The store: everything of a node that outlives its process.  With audit_table.py, the only file with SQL.
 
 Theory of operation.  A home folder holds `store.db` (SQLite: write-ahead log, `synchronous=FULL`, because
 NORMAL turns a power loss into a rollback of rounds that neighbours have seen) and `snapshots/RUN/` (large
 arrays, node/snapshots.py).  `commit` is the commit point of a round:
 
 1. snapshot files are written, flushed, renamed, and their folder is flushed;
-2. one transaction names the file and its digest together with the ledger and the rows of the facts;
+2. one transaction names the file and its digest together with the ledger, the rows of the facts, and those of
+   the audit log (node/audit_table.py), so that log and ledger always agree;
 3. files that no run names any more are removed.
 
 A crash before the end of 2 leaves the old state, after it the new one, and never a mixture.  One process
@@ -15,8 +16,8 @@ at a time owns a home, by a lock that the kernel releases when the process dies.
 import contextlib
 import fcntl
 import json
-import math
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,20 +25,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import sqlite_utils
 
 from p2pfl.errors import LocalError, StoreError
 from p2pfl.events import Fact, Snapshot
-from p2pfl.ids import RunId
-from p2pfl.node import snapshots
+from p2pfl.ids import PeerId, RunId
+from p2pfl.node import audit_table, snapshots
+from p2pfl.node.audit_table import Outbound
+from p2pfl.node.plain import plain
+from p2pfl.trust.decisions import Row
 
-__all__ = ["MAX_EVENTS", "SCHEMA_VERSION", "Store", "plain"]
+__all__ = ["MAX_EVENTS", "SCHEMA_VERSION", "Store"]
 
 # Rows kept in `events`: at one a second some three hours, a few megabytes; rounds and metrics are kept whole.
 MAX_EVENTS = 10_000
 # Raised by one with every change of _SCHEMA, so that an older p2pfl refuses what it would misread.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Milliseconds that SQLite waits for another reader of the file (a person with `sqlite3`).
 _BUSY_MS = 5_000
 # Fields of "round committed" that have a column of their own, for `p2pfl rounds` and ad hoc SQL.
@@ -58,30 +61,6 @@ CREATE TABLE peers (run TEXT NOT NULL, peer TEXT NOT NULL, round INTEGER, state 
   sent_w REAL, absorbed_w REAL, unresolved INTEGER, PRIMARY KEY (run, peer)) STRICT;
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 """
-
-
-def plain(value: Any) -> Any:
-    """`value` as what JSON can hold: bytes in hex, NaN and infinity as null, numpy numbers as numbers.
-
-    An array becomes its description, never its content, so that no parameter reaches a log or a table.
-    """
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case np.generic():
-            return plain(value.item())
-        case np.ndarray():
-            return f"{value.shape} {value.dtype}"
-        case bytes() | bytearray() | memoryview():
-            return bytes(value).hex() if len(value) <= 64 else f"{len(value)} bytes"
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(item) for item in value]
-        case _:
-            return str(value)
 
 
 class Store:
@@ -144,13 +123,18 @@ class Store:
         facts: Sequence[Fact],
         at: float,
         peers: Iterable[Mapping[str, Any]] = (),
+        *,
+        decisions: Iterable[bytes] = (),
+        proofs: Iterable[tuple[PeerId, bytes]] = (),
+        outbound: Outbound | None = None,
     ) -> None:
         """Make `snapshot` what `load(run)` gives, together with the rows of `facts`; durable on return.
 
         at: seconds since the epoch.  "round committed" makes a row of `rounds`, "evaluated" rows of
         `metrics`, and every fact a row of `events`.   peers: how the members heard of stand, instead of
         the last commit's: `peer`, `round`, `state` (connected, late, disconnected), `seen_at` (seconds since
-        the epoch, None: never), `sent_w`, `absorbed_w`, `unresolved`.
+        the epoch, None: never), `sent_w`, `absorbed_w`, `unresolved`.   decisions, proofs, outbound: as
+        `audit_table.write` takes them.
         On StoreError the last committed state still stands.
         """
         with self._turn:
@@ -168,6 +152,7 @@ class Store:
                 for fact in facts:
                     _insert(sql, run, fact, at)
                 _trim(sql)
+                audit_table.write(sql, run, at, decisions, proofs, outbound or {})
                 sql.execute("DELETE FROM peers WHERE run = ?", (run,))
                 sql.executemany(
                     "INSERT INTO peers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -191,6 +176,11 @@ class Store:
             for fact in facts:
                 _insert(sql, run, fact, at)
             _trim(sql)
+
+    def count(self, run: RunId, outbound: Outbound) -> None:
+        """Add what was sent since the last commit to the counters."""
+        with self._transaction() as sql:
+            audit_table.count(sql, run, outbound)
 
     def mark(self, run: RunId, state: str, at: float) -> None:
         """Note that `run` is now `running`, `paused`, `done`, `left` or `revoked`, as `runs` tells."""
@@ -232,6 +222,23 @@ class Store:
         """The highest seq ever given to an event, 0 before the first."""
         rows = self._query("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
         return int(rows[0]["seq"]) if rows else 0
+
+    def ledger(self, run: RunId) -> bytes | None:
+        """The ledger of the last `commit` of `run` without its arrays, None before the first."""
+        rows = self._query("SELECT ledger FROM runs WHERE run = ?", run)
+        return rows[0]["ledger"] if rows else None
+
+    def decisions(self, run: RunId, since: int = 0, limit: int = 1_000) -> list[Row]:
+        """At most `limit` rows of the audit log numbered above `since`, in order."""
+        return audit_table.decisions(self._query, run, since, limit)
+
+    def proofs(self, run: RunId) -> list[dict[str, Any]]:
+        """The proofs of equivocation held: peer, at, evidence."""
+        return audit_table.proofs(self._query, run)
+
+    def outbound(self, run: RunId) -> list[dict[str, Any]]:
+        """What this node ever sent: peer, kind of message, messages, bytes."""
+        return audit_table.outbound(self._query, run)
 
     # --- small values ---------------------------------------------------------------------------------
 
@@ -337,7 +344,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite_utils.Databas
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         with database.atomic():
-            for statement in _SCHEMA.split(";\n"):
+            for statement in re.split(r";\s+(?=CREATE)", _SCHEMA + audit_table.SCHEMA):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif version != SCHEMA_VERSION:

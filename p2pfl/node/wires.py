@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ class Wires:
         self._offers: dict[tuple[PeerId, int, int], deque[Offer]] = {}
         self._pongs: dict[str, trio.Event] = {}
         self._bytes_sent = self._bytes_received = 0
+        self._outbound: dict[tuple[PeerId, str], tuple[int, int]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -106,6 +107,16 @@ class Wires:
         counts = self._bytes_sent, self._bytes_received
         self._bytes_sent = self._bytes_received = 0
         return counts
+
+    def count(self, peer: PeerId, kind: str, size: int) -> None:
+        """Remember that `peer` was sent a message of `kind` and `size` bytes."""
+        messages, total = self._outbound.get((peer, kind), (0, 0))
+        self._outbound[(peer, kind)] = (messages + 1, total + size)
+
+    def outbound(self) -> Mapping[tuple[PeerId, str], tuple[int, int]]:
+        """Messages and bytes sent since the last call, by peer and kind; a body counts when it is offered."""
+        sent, self._outbound = self._outbound, {}
+        return sent
 
     # --- out ---------------------------------------------------------------------------------------------
 
@@ -143,13 +154,16 @@ class Wires:
                     # The connection went; what was queued for it must not come before the next one's HELLO.
                     return
                 frame = messages.seal(message, self._sign)
-                body = message.body
+                body, size = message.body, len(frame)
+                # Before it goes: what may have been sent is counted.
                 if isinstance(body, np.ndarray):
+                    size += body.nbytes
+                    self.count(peer, message.header.kind.name.lower(), size)
                     await self.transport.offer(peer, frame, body.data)
-                    self._bytes_sent += body.nbytes
                 else:
+                    self.count(peer, message.header.kind.name.lower(), size)
                     await self.transport.send(peer, frame)
-                self._bytes_sent += len(frame)
+                self._bytes_sent += size
         except P2PFLError as error:
             log.debug("connection given up", peer=peer, reason=str(error))
             if self._lines.get(peer) is line:

@@ -28,6 +28,7 @@ from p2pfl.errors import (
 )
 from p2pfl.events import Fact
 from p2pfl.node import control
+from p2pfl.node.sockets import socket_path
 
 # Nothing here takes a second; a hang becomes a failure.
 LIMIT_S = 20
@@ -38,7 +39,7 @@ async def control_client(target: FakeTarget, home: Path, port: int = 0) -> Async
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(control.serve, target, home, port)
-            transport = httpx.AsyncHTTPTransport(uds=str(control.socket_path(home)))
+            transport = httpx.AsyncHTTPTransport(uds=str(socket_path(home)))
             async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
                 yield client
             nursery.cancel_scope.cancel()
@@ -90,7 +91,7 @@ async def test_rounds_begin_where_they_are_asked_to(tmp_path: Path) -> None:
 
 
 async def test_the_socket_is_for_its_owner_only_and_goes_with_the_server(tmp_path: Path) -> None:
-    path = control.socket_path(tmp_path)
+    path = socket_path(tmp_path)
     before = os.umask(0)
     try:
         async with control_client(FakeTarget(), tmp_path):
@@ -102,7 +103,7 @@ async def test_the_socket_is_for_its_owner_only_and_goes_with_the_server(tmp_pat
 
 async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(control.socket_path(tmp_path)))
+        dead.bind(str(socket_path(tmp_path)))
     async with control_client(FakeTarget(), tmp_path) as client:
         assert (await client.get("/healthz")).status_code == 200
 
@@ -111,19 +112,19 @@ async def test_a_socket_that_somebody_serves_is_not_taken(tmp_path: Path) -> Non
     async with control_client(FakeTarget(), tmp_path):
         with pytest.raises(StoreError, match="served by another process"):
             await control.serve(FakeTarget(), tmp_path)
-        assert control.socket_path(tmp_path).is_socket()
+        assert socket_path(tmp_path).is_socket()
 
 
 async def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
-    control.socket_path(tmp_path).write_text("mine")
+    socket_path(tmp_path).write_text("mine")
     with pytest.raises(StoreError, match="not a socket"):
         await control.serve(FakeTarget(), tmp_path)
-    assert control.socket_path(tmp_path).read_text() == "mine"
+    assert socket_path(tmp_path).read_text() == "mine"
 
 
 def test_a_home_too_deep_for_a_socket_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="shorter --home"):
-        control.socket_path(tmp_path / ("x" * 120))
+        socket_path(tmp_path / ("x" * 120))
 
 
 @pytest.mark.parametrize(
@@ -287,13 +288,13 @@ async def test_an_open_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(control.serve, target, tmp_path)
-            stream = await trio.open_unix_socket(str(control.socket_path(tmp_path)))
+            stream = await trio.open_unix_socket(str(socket_path(tmp_path)))
             await stream.send_all(b"GET /v1/events HTTP/1.1\r\nhost: node\r\n\r\n")
             assert b"200" in await stream.receive_some()
             nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await stream.aclose()
-    assert not control.socket_path(tmp_path).exists()
+    assert not socket_path(tmp_path).exists()
 
 
 async def test_the_loopback_port_answers_probes_only_and_to_loopback_names_only(tmp_path: Path) -> None:
@@ -319,5 +320,5 @@ async def test_a_taken_metrics_port_is_said_and_leaves_nothing_behind(tmp_path: 
         other.listen()
         with pytest.raises(StoreError, match="cannot be bound"):
             await control.serve(FakeTarget(), tmp_path, other.getsockname()[1])
-    assert not control.socket_path(tmp_path).exists()
+    assert not socket_path(tmp_path).exists()
     assert threading.active_count() < 10

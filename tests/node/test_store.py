@@ -1,7 +1,6 @@
 """The store: one commit point, one owner, and errors that say what to do."""
 
 import hashlib
-import json
 import math
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from logs import log_entries
 
 from p2pfl.errors import LocalError, StoreError
 from p2pfl.events import Fact, Snapshot
@@ -250,7 +250,9 @@ def test_a_crash_at_any_system_call_leaves_the_old_or_the_new_state(tmp_path: Pa
     assert set(outcomes[:-1]) == {1, 2}
 
 
-@pytest.mark.parametrize("statement", ["INSERT INTO runs", "INSERT INTO events", "COMMIT"])
+@pytest.mark.parametrize(
+    "statement", ["INSERT INTO runs", "INSERT INTO events", "INSERT INTO decisions", "COMMIT"]
+)
 def test_a_crash_within_the_transaction_leaves_the_old_state(tmp_path: Path, statement: str) -> None:
     store = Store.open(tmp_path)
     store.commit(RUN, snapshot(1), [round_fact(1)], at=1.0)
@@ -264,16 +266,22 @@ def test_a_crash_within_the_transaction_leaves_the_old_state(tmp_path: Path, sta
                 raise Crash
             return real.execute(sql, *args)
 
+        def executemany(self, sql: str, *args: Any) -> Any:
+            if sql.startswith(statement):
+                raise Crash
+            return real.executemany(sql, *args)
+
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
     store._database.conn = Dying()
     with pytest.raises(Crash):
-        store.commit(RUN, snapshot(2), [round_fact(2)], at=2.0)
+        store.commit(RUN, snapshot(2), [round_fact(2)], at=2.0, decisions=log_entries(RUN, 3))
     store._database.conn = real
     store.close()
     with Store.open(tmp_path) as again:
         assert state_of(again) == 1
+        assert again.decisions(RUN) == []
         assert [row["round"] for row in again.rounds(RUN)] == [1]
 
 
@@ -379,17 +387,3 @@ def test_a_missing_snapshot_is_a_store_error_that_names_the_restore(tmp_path: Pa
         file.unlink()
         with pytest.raises(StoreError, match="p2pfl node restore"):
             store.load(RUN)
-
-
-def test_plain_holds_nothing_that_json_does_not() -> None:
-    value = {
-        "a": np.float32(0.5),
-        "b": [math.inf, np.int64(3), b"\x01\x02"],
-        "c": {"d": np.zeros((2, 2)), "e": object},
-        4: (None, True, bytes(100)),
-    }
-    text = json.loads(json.dumps(stores.plain(value), allow_nan=False))
-    assert text["a"] == 0.5
-    assert text["b"] == [None, 3, "0102"]
-    assert text["c"]["d"] == "(2, 2) float64"
-    assert text["4"] == [None, True, "100 bytes"]

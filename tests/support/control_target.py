@@ -95,6 +95,9 @@ class FakeTarget:
         founder = {"peer_id": ALPHA, "name": "", "founder": True, "self": True, "standing": "member"}
         return [founder, *({**p, "standing": "member", "expires_at": 1_800_000_000} for p in self.members)]
 
+    def audit(self, part: str, since: int) -> dict[str, Any]:
+        return {"part": part, "since": since, **self.answer}
+
     async def command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.commands.append((verb, arguments))
         if self.fails is not None:

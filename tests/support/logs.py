@@ -6,10 +6,11 @@ from typing import Any
 
 from p2pfl import ledger
 from p2pfl.events import Commit, Received, Statement
+from p2pfl.ids import RunId
 from p2pfl.simulations.world import World
-from p2pfl.trust.decisions import Row, row_of
+from p2pfl.trust.decisions import Decision, LogHead, Row, extend, row_of
 
-__all__ = ["Logs"]
+__all__ = ["Logs", "log_entries"]
 
 
 class Logs:
@@ -53,3 +54,17 @@ class Logs:
             self.entries[machine.index] += effect.decisions
             self.proofs[machine.index] += effect.proofs
         self._do(machine, effect)
+
+
+def log_entries(run: RunId, count: int) -> list[bytes]:
+    """The entries of a log of `count` rows, as a Commit carries them."""
+    head, entries = LogHead(), []
+    for i in range(1, count + 1):
+        distance = None if i % 2 else i / 7
+        made = Decision(
+            i=i, at=i / 3, round=i, type="share", peer=f"P{i}", rule="push-sum", verdict="absorbed",
+            weight=1 / i, distance=distance, seq=i, digest=bytes([i % 256]) * 32,
+        )  # fmt: skip
+        head, entry = extend(run, head, made)
+        entries.append(entry)
+    return entries
