@@ -32,7 +32,33 @@ def mix_states(state: State) -> int:
         _aggregate(state, came, edges=len(others))
     else:
         state.mass.mix(bodies, [row[me], *(row[j] for j in others)])
+        for j, body in zip(others, bodies, strict=True):
+            if body is not None:
+                _decide(state, members[j], state.spec.gossip.averaging.kind, row[j])
+    for j, body in zip(others, bodies, strict=True):
+        refusal = state.neighbours[members[j]].refusal
+        if body is None and refusal is not None and refusal[0].round + 1 >= state.round:
+            header, reason = refusal
+            state.decide(
+                "state", members[j], reason, rule="screening", seq=header.edge_seq, digest=header.digest
+            )
     return sum(body is not None for body in bodies)
+
+
+def _decide(state: State, peer: PeerId, rule: str, weight: float, distance: float | None = None) -> None:
+    """Put into the audit log at what weight the model of `peer` was mixed."""
+    header = state.neighbours[peer].state_header
+    assert header is not None
+    state.decide(
+        "state",
+        peer,
+        "mixed" if weight else "left-out",
+        rule=rule,
+        weight=weight,
+        distance=distance,
+        seq=header.edge_seq,
+        digest=header.digest,
+    )
 
 
 def _fresh(state: State, peer: PeerId) -> NDArray[np.uint8] | None:
@@ -53,6 +79,9 @@ def _aggregate(state: State, came: Sequence[tuple[PeerId, NDArray[np.uint8]]], e
         progress=state.schedule.progress(state.round),
     )
     state.mass.replace(weighing.vector)
+    for number, (peer, _) in enumerate(came, start=1):
+        weight, distance = float(weighing.weights[number]), float(weighing.distances[number])
+        _decide(state, peer, options.kind, weight, distance)
     f = tolerated(options, edges)
     state.aggregate = {
         "rule": options.kind,

@@ -1,6 +1,6 @@
 """What a peer knows of the others right now: who is connected, where they stand, who is not awaited.
 
-Nothing here survives a restart; HELLO and the next statement bring it back.
+Nothing here survives a restart but `head`; HELLO and the next statement bring it back.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Neighbour:
     sent: int = 0
     seen_at: float = 0.0
     state: tuple[int, NDArray[np.uint8]] | None = None
+    # Its header, and the last model of its that was refused, and why: for the audit log.
+    state_header: Header | None = None
+    refusal: tuple[Header, str] | None = None
     head: Head | None = None
     # The share it offered last, to be held against what it states to everyone.
     offer: Header | None = None

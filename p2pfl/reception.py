@@ -144,11 +144,13 @@ def _heard(state: State, peer: PeerId, header: Header) -> None:
 
 
 def _refused(state: State, peer: PeerId, header: Header, reason: str) -> str:
-    """Refuse for good: a share is settled so at the next commit."""
+    """Refuse for good: a share is settled so at the next commit, a model is not mixed."""
     if reason != "not-accepted":
         state.fault(peer, reason)
     if header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=None, reason=reason))
+    else:
+        state.neighbours[peer].refusal = header, reason
     return reason
 
 
@@ -202,7 +204,8 @@ def _vector(
     elif header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=body))
     else:
-        state.neighbours[peer].state = (header.round + 1, body)
+        one = state.neighbours[peer]
+        one.state, one.state_header = (header.round + 1, body), header
 
 
 def _unfit(

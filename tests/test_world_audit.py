@@ -87,6 +87,44 @@ def test_a_refused_share_is_a_row_that_says_why() -> None:
     assert {(d.peer, d.weight, d.rule) for d in refused} == {(world.names[0], 0.0, "screening")}
 
 
+def test_a_model_that_was_mixed_by_the_plan_is_a_row_with_the_plan_s_weight() -> None:
+    spec = agreement(3, rounds=5, gossip={"averaging": {"kind": "d-psgd"}, "topology": {"kind": "complete"}})
+    world = tiny_world(3, spec=spec)
+    logs = Logs(world)
+    assert world.run(until_s=100)
+    rows = [r.decision for r in logs.rows(0)]
+    assert {(d.type, d.rule, d.verdict, d.distance) for d in rows} == {("state", "d-psgd", "mixed", None)}
+    assert [d.weight for d in rows] == pytest.approx([1 / 3] * len(rows))
+    # Of the round before, by both neighbours, in every round but the first.
+    assert [(d.round, d.seq) for d in rows] == [(r, r) for r in range(1, 7) for _ in range(2)]
+
+
+def test_what_a_robust_rule_made_of_each_model_is_a_row_with_weight_and_distance() -> None:
+    spec = agreement(5, rounds=6, trust={"aggregator": {"kind": "monna", "f": 1}})
+    world = tiny_world(5, spec=spec, aims=[0, 1, 2, 3, 1000])
+    logs = Logs(world)
+    assert world.run(until_s=100)
+    told = {f.fields["round"]: f.fields["aggregate"] for f in facts(world, 0, "round committed")}
+    rows = [r.decision for r in logs.rows(0)]
+    assert {d.rule for d in rows} == {"monna"}
+    assert [d.weight for d in rows] == [told[d.round]["weights"][d.peer] for d in rows]
+    outlier = [d for d in rows if d.peer == world.names[4]]
+    assert {(d.verdict, d.weight) for d in outlier} == {("left-out", 0.0)}
+    for one in outlier:
+        others = [d.distance for d in rows if d.round == one.round and d is not one]
+        assert one.distance is not None
+        assert all(distance is not None and distance < one.distance for distance in others)
+
+
+def test_a_model_that_screening_refused_is_a_row_that_says_why() -> None:
+    trust = {"max_norm": 100.0, "aggregator": {"kind": "mean", "f": 0}}
+    world = tiny_world(3, spec=agreement(3, rounds=5, trust=trust), aims=[0, 1, 10_000])
+    logs = Logs(world)
+    assert world.run(until_s=100)
+    refused = [r.decision for r in logs.rows(0) if r.decision.peer == world.names[2]]
+    assert ("norm", "screening", 0.0) in {(d.verdict, d.rule, d.weight) for d in refused}
+
+
 def heads_that_fit(logs: Logs) -> None:
     """Every log is whole, ends where its ledger says, and holds the head of its own last statement."""
     for machine in logs.world.machines:

@@ -26,9 +26,9 @@ __all__ = ["HASH_BYTES", "Decision", "LogHead", "Row", "Findings", "extend", "ro
 
 # BLAKE2b (RFC 7693) of the length of SHA-256, which everything else here uses.
 HASH_BYTES = 32
-# A type, rule or verdict in one word; a PeerId has 52 characters.
-_MAX_WORD_BYTES, _MAX_PEER_BYTES = 32, 64
-# The six words, numbers and digests of a row need less than 300 bytes.
+# A type, rule or verdict; the longest rule has 32 bytes, a PeerId 52.
+_MAX_TEXT_BYTES = 64
+# Four texts, five numbers and a digest need less than 360 bytes.
 _MAX_ROW_BYTES = 512
 
 
@@ -171,10 +171,10 @@ def _decode(data: bytes) -> Decision:
         i=encoding.integer(document[1], "a decision's number", most=MAX_COUNTER),
         at=encoding.number(document[2], "a decision's time"),
         round=encoding.integer(document[3], "a decision's round", most=MAX_COUNTER),
-        type=encoding.word(document[4], "a decision's type", most_bytes=_MAX_WORD_BYTES),
-        peer=encoding.printable(document[5], "a decision's peer", most_bytes=_MAX_PEER_BYTES),
-        rule=encoding.text(document[6], "a decision's rule", most_bytes=_MAX_WORD_BYTES),
-        verdict=encoding.text(document[7], "a decision's verdict", most_bytes=_MAX_WORD_BYTES),
+        type=encoding.word(document[4], "a decision's type", most_bytes=_MAX_TEXT_BYTES),
+        peer=encoding.printable(document[5], "a decision's peer", most_bytes=_MAX_TEXT_BYTES),
+        rule=encoding.text(document[6], "a decision's rule", most_bytes=_MAX_TEXT_BYTES),
+        verdict=encoding.text(document[7], "a decision's verdict", most_bytes=_MAX_TEXT_BYTES),
         weight=encoding.number(document[8], "a decision's weight"),
         distance=encoding.number(distances[0], "a decision's distance") if distances else None,
         seq=encoding.integer(document[10], "a decision's sequence number", most=MAX_COUNTER),
