@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("p2pfl.cli.run:run", "The agreement: new, check, hash, join, pause, resume, leave, export."),
     "trust": (
         "p2pfl.cli.trust:trust",
-        "Who is believed and who is told: list, invite, admit, set, ban, audit.",
+        "Who is believed and who is told: list, invite, admit, renew, set, ban, audit.",
     ),
     "status": ("p2pfl.cli.status:status", "What the node does now."),
     "peers": ("p2pfl.cli.status:peers", "The members, and how the edges to them stand."),
