@@ -3,7 +3,7 @@
 Theory of operation.  Every training round this site measures each neighbour's model twice: its loss on rows
 drawn anew from the site's own training rows, which nobody else has, and its place, seen from the site's.
 Each is held against what is usual among the models of the round, their median.  A model is *doubted* when it
-points away from the site's own where the others do not, when it is three times as far as usual, or when its
+points away from the site's own where the others do not, when it is four times as far as usual, or when its
 loss is beyond what skewed data explain; but not when it does better than the site's own.  Every other model
 is approved.  A doubted model is not mixed in that round, whoever sent it.
 
@@ -91,9 +91,9 @@ _CAUTION, _MOST_CAUTION = 0.05, 0.1
 _REPORT_ROUNDS, _REPORTS = 20, 8
 # Approvals, faded ones counted in part, after which a newcomer stands for itself.
 _RECORD = 5.0
-# A model is doubted above this multiple of the usual distance.  Honest sites with few and odd rows are beyond
-# twice the usual in up to 6 rounds of 10, beyond three times in one of 20 (digits, docs/decisions.md).
-TOLERANCE = 3.0
+# A model is doubted above this multiple of the usual distance.  An honest site with few and odd rows is beyond
+# three times the usual in one round of 20, and once doubted drifts further (digits, docs/decisions.md).
+TOLERANCE = 4.0
 # A model is doubted above this multiple of the usual loss, and so many spreads above it, and further above it
 # than that is above the own loss: on skewed data an honest neighbour's may always be 20 times the usual.
 _LOSS_FACTOR, _LOSS_SPREADS = 50.0, 4.0

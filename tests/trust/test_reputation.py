@@ -69,10 +69,10 @@ def rounds_until(state: Reputation, level: Level, *, far: bool) -> int:
 # --- what is doubted --------------------------------------------------------------------------------
 
 
-def test_a_model_at_more_than_three_times_the_usual_distance_is_doubted_and_one_at_less_is_not() -> None:
-    seen = measured([1.0, 1.0, 1.0, 2.99, 3.01], [1.0] * 5, 0.9)
+def test_a_model_at_more_than_four_times_the_usual_distance_is_doubted_and_one_at_less_is_not() -> None:
+    seen = measured([1.0, 1.0, 1.0, 3.99, 4.01], [1.0] * 5, 0.9)
     assert found(seen) == ["", "", "", "", "distance"]
-    assert doubts(seen).most_distance == pytest.approx(3.0)
+    assert doubts(seen).most_distance == pytest.approx(4.0)
     assert list(doubts(seen, tolerance=2.0).words) == ["", "", "", "distance", "distance"]
 
 
@@ -121,7 +121,7 @@ def test_a_model_without_a_finite_loss_is_doubted_and_one_that_was_not_measured_
 
 
 def test_without_losses_the_place_of_a_model_speaks_alone() -> None:
-    seen = measured([1.0, 1.0, 1.0, 4.0])
+    seen = measured([1.0, 1.0, 1.0, 5.0])
     assert found(seen) == ["", "", "", "distance"]
     assert doubts(seen).most_loss is None
 
