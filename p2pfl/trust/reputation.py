@@ -15,13 +15,13 @@ least, with 90% confidence; a newcomer begins at 0.69.
     quarantine --score >= .53--> limited  --score >= .65--> normal
 
 A peer in quarantine is not mixed; its models are scored all the same, so that it comes back when they deserve
-it.  An equivocation denies it until this site's own people forget it.
+it.  Who equivocates is banned at once, which is none of this file's business.
 
-Invariants.  Reputation only ever lowers the level that the site itself gave a peer, and not that of a pinned
-one unless it equivocated (`lowered`).  What others say (`report`) raises the score below which a peer is
-limited, to less than what a newcomer begins with: any number of slanderers leave a peer without doubts at its
-level, and none of them brings it into quarantine.  Newcomers that the same founders admitted take turns until
-each has a record (`admitted`): together they weigh what one member weighs, be they two or fifty.
+Invariants.  Reputation only ever lowers the level that the site itself gave a peer, and never that of a
+pinned one (`lowered`).  What others say (`report`) raises the score below which a peer is limited, to less
+than what a newcomer begins with: any number of slanderers leave a peer without doubts at its level, and none
+of them brings it into quarantine.  Newcomers that the same founders admitted take turns until each has a
+record (`admitted`): together they weigh what one member weighs, be they two or fifty.
 
 What it cannot see: an attack within the spread of honest models (ALIE), for which there are robust rules; an
 attack by half of what a site hears, because it decides what is usual; one where fewer than three models come
@@ -49,7 +49,6 @@ from p2pfl.trust.relations import Level
 
 __all__ = [
     "DECAY",
-    "EQUIVOCATION",
     "TOLERANCE",
     "Doubts",
     "Measured",
@@ -67,6 +66,7 @@ __all__ = [
     "is_doubted",
     "lowered",
     "observe",
+    "rename",
     "report",
     "score",
     "to_bytes",
@@ -91,8 +91,8 @@ _CAUTION, _MOST_CAUTION = 0.05, 0.1
 _REPORT_ROUNDS, _REPORTS = 20, 8
 # Approvals, faded ones counted in part, after which a newcomer stands for itself.
 _RECORD = 5.0
-# A model is doubted above this multiple of the usual distance.  An honest site with few and odd rows is beyond
-# three times the usual in one round of 20, and once doubted drifts further (digits, docs/decisions.md).
+# A model is doubted above this multiple of the usual distance.  An honest site with few and odd rows may be
+# beyond three times the usual in a round of 20, and once doubted drifts further (digits, docs/decisions.md).
 TOLERANCE = 4.0
 # A model is doubted above this multiple of the usual loss, and so many spreads above it, and further above it
 # than that is above the own loss: on skewed data an honest neighbour's may always be 20 times the usual.
@@ -110,7 +110,6 @@ _LEAST_OTHERS = 3
 _TINY = 1e-12
 # Kinds of faults counted apart; they are words of this program, so there are few.
 _FAULT_KINDS = 16
-EQUIVOCATION = "equivocation"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,7 +256,7 @@ def is_doubted(reputation: Reputation, peer: PeerId, round_: int) -> bool:
 
 
 def fault(reputation: Reputation, peer: PeerId, kind: str) -> Reputation:
-    """`reputation` after `peer` broke the protocol; an equivocation denies it."""
+    """`reputation` after `peer` broke the protocol."""
     record = reputation.records.get(peer, Record())
     kind = kind if kind in record.faults or len(record.faults) < _FAULT_KINDS else "other"
     counted = {**record.faults, kind: record.faults.get(kind, 0) + 1}
@@ -284,6 +283,13 @@ def forget(reputation: Reputation, peer: PeerId) -> Reputation:
     return Reputation(records={name: r for name, r in reputation.records.items() if name != peer})
 
 
+def rename(reputation: Reputation, old: PeerId, new: PeerId) -> Reputation:
+    """`reputation` with the record of `old` under the key that took its place."""
+    if old not in reputation.records:
+        return reputation
+    return Reputation(records={(new if name == old else name): r for name, r in reputation.records.items()})
+
+
 def score(record: Record) -> float:
     """What the peer deserves at least, 0..1, with 90% confidence."""
     return beta.quantile(_CONFIDENCE, _PRIOR[0] + record.approvals, _PRIOR[1] + record.doubts)
@@ -302,9 +308,7 @@ def ceiling(reputation: Reputation, peer: PeerId) -> Level:
 
 def lowered(own: Level, most: Level) -> Level:
     """The level that counts, of the site's own and a record's ceiling: never above the site's own."""
-    if own is Level.PINNED and most is not Level.DENY:
-        return own
-    return min(own, most)
+    return own if own is Level.PINNED else min(own, most)
 
 
 def admitted(
@@ -360,8 +364,6 @@ def _faded(record: Record) -> Record:
 
 def _judged(record: Record) -> Record:
     """The record with its level as the score and the level so far have it."""
-    if EQUIVOCATION in record.faults:
-        return msgspec.structs.replace(record, level=Level.DENY, rule="it equivocated")
     deserved = score(record)
     limit = _LIMITED + min(_MOST_CAUTION, _CAUTION * len(record.reports))
     falls, rises = _QUARANTINE, limit

@@ -203,11 +203,15 @@ def test_one_fault_limits_a_newcomer_and_not_a_peer_with_a_record() -> None:
     assert ceiling(reputation.fault(after(20, far=False), LIAR, "size"), LIAR) is Level.NORMAL
 
 
-def test_an_equivocation_denies_for_good_until_it_is_forgotten() -> None:
-    state = reputation.fault(after(50, far=False), LIAR, reputation.EQUIVOCATION)
-    assert ceiling(state, LIAR) is Level.DENY
-    assert ceiling(after(200, state, far=False), LIAR) is Level.DENY
-    assert ceiling(reputation.forget(state, LIAR), LIAR) is Level.NORMAL
+def test_a_key_that_takes_anothers_place_takes_its_record() -> None:
+    state = reputation.rename(after(10), LIAR, PEERS[40])
+    assert ceiling(state, PEERS[40]) is Level.QUARANTINE
+    assert ceiling(state, LIAR) is Level.NORMAL
+    assert reputation.rename(NONE, LIAR, PEERS[40]) == NONE
+
+
+def test_a_forgotten_peer_is_a_newcomer_again() -> None:
+    assert LIAR not in reputation.forget(after(10), LIAR).records
 
 
 def test_kinds_of_faults_are_counted_apart_up_to_a_limit() -> None:
@@ -216,16 +220,10 @@ def test_kinds_of_faults_are_counted_apart_up_to_a_limit() -> None:
     assert sum(state.records[LIAR].faults.values()) == 100
 
 
-@given(st.sampled_from(Level), st.sampled_from([Level.DENY, Level.QUARANTINE, Level.LIMITED, Level.NORMAL]))
-def test_reputation_never_raises_a_level_and_leaves_a_pinned_one_but_for_deny(
-    own: Level, most: Level
-) -> None:
-    level = lowered(own, most)
-    assert level <= own
-    if own is Level.PINNED and most is not Level.DENY:
-        assert level is Level.PINNED
-    if Level.DENY in (own, most):
-        assert level is Level.DENY
+@given(st.sampled_from(Level), st.sampled_from([Level.QUARANTINE, Level.LIMITED, Level.NORMAL]))
+def test_reputation_never_raises_a_level_and_leaves_a_pinned_one(own: Level, most: Level) -> None:
+    assert lowered(own, most) <= own
+    assert (lowered(own, most) is own) == (own is Level.PINNED or most >= own)
 
 
 # --- what others say --------------------------------------------------------------------------------
