@@ -27,7 +27,17 @@ from p2pfl.errors import LocalError
 from p2pfl.events import Vector
 from p2pfl.gossip.mixing import Floats, Vectors
 
-__all__ = ["DATA_KINDS", "KINDS", "PROTOCOL_KINDS", "TRIGGERED_KINDS", "AttackOptions", "Sight", "forge"]
+__all__ = [
+    "CONCERTED_KINDS",
+    "DATA_KINDS",
+    "FORGE",
+    "KINDS",
+    "PROTOCOL_KINDS",
+    "TRIGGERED_KINDS",
+    "AttackOptions",
+    "Sight",
+    "forge",
+]
 
 _Floats = NDArray[np.float64]
 
@@ -62,9 +72,27 @@ KINDS: dict[str, tuple[str, ...]] = {
 DATA_KINDS = ("label-flip", "backdoor", "model-replacement")
 # Their rows carry a trigger, which is to give its class.
 TRIGGERED_KINDS = ("backdoor", "model-replacement")
+# All attackers say the same to one target: nothing of their own and no draw is in it.
+CONCERTED_KINDS = (
+    "silent",
+    "sign-flip",
+    "alie",
+    "ipm",
+    "foe",
+    "mimic",
+    "dissensus",
+    "spectral",
+    "min-max",
+    "min-sum",
+    "nan",
+    "inf",
+    "huge",
+)
 # These need whole peers.
 PROTOCOL_KINDS = ("weight-lie", "wrong-shape", "replay", "equivocation", "bomb")
 
+# Purpose of an attacker's random draws: "forg" in ASCII.
+FORGE = 0x666F7267
 # Near the largest float32, 3.4e38: finite, and its square is not, not even two of them added.
 _HUGE = 3e38
 

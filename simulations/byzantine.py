@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from p2pfl import plans
-from p2pfl.events import Effect, Event, Header, Kind, Message, Received, Send, Statement, Vector
+from p2pfl.events import Effect, Event, Header, Kind, Message, Received, Send, Statement, Train, Vector
 from p2pfl.gossip import push_sum
 from p2pfl.gossip.links import WINDOW
 from p2pfl.gossip.mixing import Floats
@@ -32,13 +32,10 @@ from p2pfl.trust import audit
 from p2pfl.view import PeerView
 
 from . import protocol_lies
-from .attacks import PROTOCOL_KINDS, AttackOptions, Sight, forge
+from .attacks import FORGE, PROTOCOL_KINDS, AttackOptions, Sight, forge
 from .placement import fiedler, slowest
 
 __all__ = ["ByzantinePeer"]
-
-# Purpose of an attacker's random draws: "forg" in ASCII.
-_PURPOSE = 0x666F7267
 
 _Edge = tuple[PeerId, Kind]
 
@@ -62,6 +59,8 @@ class ByzantinePeer:
         self._sent: dict[_Edge, list[Message]] = {}
         # The contents of the last round's statement: one, and an equivocator's second.
         self._stories: list[bytes] = []
+        # What the last fit began with.
+        self._before: Vector | None = None
         self._spectrum: tuple[Plan, float, Floats] | None = None
 
     # --- the interface of a Peer -------------------------------------------------------------------------
@@ -129,11 +128,11 @@ class ByzantinePeer:
         return Sight(
             honest=np.stack([own if itself is None else itself, *(model for _, model in others)]),
             own=own,
-            before=own if state.fit_from is None else state.fit_from,
+            before=own if self._before is None else self._before,
             n=1 + len(heard),
             byzantine=len(heard) - len(seen),
             round=number - state.schedule.opening,
-            rng=np.random.default_rng([*state.seed(_PURPOSE)[:3], number, i]),
+            rng=np.random.default_rng([*state.seed(FORGE)[:3], number, i]),
             weights=weights,
             slowest=self._slowest(plan, members, i, own) if self._attack.kind == "spectral" else None,
         )
@@ -174,6 +173,10 @@ class ByzantinePeer:
             # What the peer says again is what was said.
             bodies = [s for s in said if isinstance(s, Send) and s.message.header.kind is Kind.STATE]
             self.state.last_words = [*stated, *bodies]
+        # Only now: a peer asks for its next fit in the same breath in which it sends what the last one gave.
+        for effect in effects:
+            if isinstance(effect, Train):
+                self._before = effect.parameters
         return said
 
     def _body(self, peer: PeerId, message: Message) -> list[Message]:

@@ -6,6 +6,8 @@ round commits (x, w, statistics) is bit for bit that of the world engine on a pe
 speeds: the kernels, the order of their terms and the fits' random streams are the same, and rows do not
 depend on each other.  Shares of the last round are absorbed together here and one by one, as they arrive, by
 a draining peer, so the last models of push-sum agree to float32 rounding, 1e-6; those of d-psgd bit for bit.
+Robust rules and attackers (lies.py) are those of the world, too; what honest peers hear of attackers agrees
+to float32 rounding.
 
 Controls are what a scenario compares with and no agreement offers: `alone` never mixes; `centralised` has
 every site fit one model and takes the mean of their movements; `without-weights` splits as push-sum does and
@@ -23,10 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from p2pfl.aggregation import is_robust, mix_robustly, mixer_of
+from p2pfl.aggregation import is_robust, mixer_of
 from p2pfl.errors import LearnerError
 from p2pfl.events import Fact
-from p2pfl.gossip import averaging, push_sum, topology
+from p2pfl.gossip import push_sum, topology
 from p2pfl.gossip.mixing import Floats, Indices, Vectors, uniform_fraction
 from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
@@ -37,12 +39,15 @@ from p2pfl.rounds import FIT
 from p2pfl.run import RunSpec
 from p2pfl.schedule import schedule
 from p2pfl.state import seed_of
-from p2pfl.trust.relations import Level
 from p2pfl.trust.screening import MIN_WEIGHT
 
+from .attacks import AttackOptions
 from .crews import Crew, Fits, Job, muster
 from .inflow import Inflow, Weights, inflows
+from .intake import absorb, absorb_lies, put, take, weigh
+from .lies import Liars, Lies
 from .machine import Listener, identities
+from .placement import honest_count
 
 __all__ = ["Control", "Population"]
 
@@ -60,7 +65,7 @@ class _Edges:
 
 
 class Population:
-    """`n` peers in one run.  `step` until `is_over`, then `finish`; or `run`."""
+    """`n` peers in one run, the first `honest` of them honest.  `run`; or `step` by step, then `finish`."""
 
     def __init__(
         self,
@@ -69,16 +74,19 @@ class Population:
         sites: Sequence[Site],
         *,
         control: Control = "none",
+        attack: AttackOptions | None = None,
         consensus_every: int = 0,
         listener: Listener | None = None,
     ) -> None:
-        """consensus_every: rounds between measurements of the consensus distance; 0 is never.
+        """attack: of the last peers, who have the last of `sites`.   consensus_every: rounds between
+        measurements of the consensus distance; 0 is never.
 
         Raises ConfigError when it would not fit in memory, LearnerError when a learner cannot be built.
         """
         n = len(sites)
         self.spec, self.n, self.control = spec, n, control
         self.schedule = schedule(spec)
+        self.honest = n if attack is None else honest_count(attack, n)
         self.names = [identity.peer_id for identity in identities(n, spec.run.seed)]
         mustered = muster(factory, sites)
         self.crews = mustered.crews
@@ -96,6 +104,7 @@ class Population:
         self.sent_bodies = np.zeros(n, np.int64)
         self.per_round: list[dict[str, Any]] = []
         self._losses: list[Floats] = []
+        self._lies: Lies = {}
         self._bounds_broken = 0
         self._shares = control == "without-weights" or (
             control == "none" and mixer_of(spec).delivery == "share"
@@ -105,6 +114,13 @@ class Population:
         )
         self._is_robust = control == "none" and is_robust(spec)
         self._central = weight / weight.sum()
+        self._liars: Liars | None = None
+        # The models that the last fits began with, which attackers may go back to.
+        self._before = self.held.x
+        if attack is not None and self.honest < n and not self._is_apart:
+            is_plain = self._weights == "metropolis" and not self._is_robust
+            self._liars = Liars(attack, self.honest, self.names, spec.run.seed, is_plain=is_plain)
+            self._before = self.held.x.copy()
         self._consensus_every, self._listener = consensus_every, listener
         self._edges: dict[int, _Edges] = {}
 
@@ -122,31 +138,34 @@ class Population:
         self.finish()
 
     def step(self) -> None:
-        """One round of every peer.  Raises LearnerError when every fit of it fails."""
+        """One round of every peer.  Raises LearnerError when every honest fit of it fails."""
         number, stage = self.round, self.schedule.stage(self.round)
         if self.schedule.opening and number == self.schedule.opening:
             self.pooled = self.held.s / self.held.w[:, None]
-        losses, moved, faults = np.full(self.n, np.nan), np.zeros(self.held.x.shape[1]), 0
+        losses, moved = np.full(self.n, np.nan), np.zeros(self.held.x.shape[1])
+        failed: dict[int, str] = {}
         before = self._edges_of(number - 1) if number else None
         for index, crew in enumerate(self.crews):
-            own = _take(self.held, crew.peers)
+            own = take(self.held, crew.peers)
             fits, start = None, own.x
             if stage == "training":
                 start = push_sum.debias(own)
                 fits = self._fit(crew, start)
                 losses[crew.peers] = fits.losses
-                faults += len(fits.faults)
-            if before is not None and self._is_robust:
-                self._weigh(own, crew.peers, before.plan)
-            elif before is not None:
-                own = self._mixed(own, before.into[index])
+                if self._liars is not None:
+                    self._before[crew.peers] = start
+                failed |= {int(crew.peers[at]): why for at, why in fits.faults.items()}
+            if before is not None:
+                own = self._absorb(own, index, before)
             if fits is not None and self.control == "centralised":
                 moved += (self._central[crew.peers, None] * (fits.ended - start)).sum(axis=0)
             elif fits is not None:
                 own = push_sum.local_step(own, fits.ended - start, self.nominal[crew.peers])
-            _put(self.held, crew.peers, own)
-        if faults == self.n:
-            raise LearnerError(f"every fit of round {number} failed, the last so: {self._reason(fits)}")
+            put(self.held, crew.peers, own)
+        self.faults[list(failed)] += 1
+        reasons = [why for i, why in failed.items() if i < self.honest]
+        if len(reasons) == self.honest:
+            raise LearnerError(f"every fit of round {number} failed, the last so: {reasons[-1]}")
         if self.control == "centralised":
             self.held.x[:] += moved.astype(np.float32)
         if not self._is_apart:
@@ -157,8 +176,9 @@ class Population:
     def finish(self) -> None:
         """Absorb the shares of the last round; states in flight count no more."""
         if self._shares and self.round:
-            for crew, into in zip(self.crews, self._edges_of(self.round - 1).into, strict=True):
-                _put(self.held, crew.peers, self._mixed(_take(self.held, crew.peers), into))
+            edges = self._edges_of(self.round - 1)
+            for index, crew in enumerate(self.crews):
+                put(self.held, crew.peers, self._absorb(take(self.held, crew.peers), index, edges))
 
     # --- what came of it -----------------------------------------------------------------------------
 
@@ -167,7 +187,7 @@ class Population:
         return push_sum.debias(self.held)
 
     def online_loss(self) -> float | None:
-        """The mean training loss over peers and rounds; None where no learner says."""
+        """The mean training loss over honest peers and rounds; None where no learner says."""
         losses = np.array(self._losses)
         return float(np.nanmean(losses)) if np.isfinite(losses).any() else None
 
@@ -190,7 +210,7 @@ class Population:
 
     def _fit(self, crew: Crew, start: Vectors) -> Fits:
         number, seed = self.round, self.spec.run.seed
-        fits = crew.fit(
+        return crew.fit(
             start,
             Job(
                 round=number,
@@ -199,42 +219,17 @@ class Population:
                 statistics=None if self.pooled is None else self.pooled[crew.peers],
             ),
         )
-        self.faults[crew.peers[list(fits.faults)]] += 1
-        return fits
 
-    def _mixed(self, own: PushSumState, into: list[Inflow]) -> PushSumState:
-        for inflow in into:
-            some = _take(own, inflow.receivers)
-            others = [_take(self.sent, senders) for senders in inflow.senders.T]
-            if inflow.weights is None:
-                some = push_sum.merge(some, others)
-            else:
-                W = inflow.weights
-                x = averaging.mix(some.x, [other.x for other in others], W)
-                s = W[:, :1] * some.s
-                for j, other in enumerate(others, start=1):
-                    s = s + W[:, j : j + 1] * other.s
-                some = PushSumState(x=x, w=some.w, s=s)
-            _put(own, inflow.receivers, some)
-        return self._forgotten(own)
-
-    def _weigh(self, own: PushSumState, peers: Indices, plan: Plan) -> None:
-        """Let the robust rule say what each of `peers` makes of what it heard; `own` is written."""
-        options, progress = self.spec.trust.aggregator, self.schedule.progress(self.round)
-        for row, i in enumerate(peers.tolist()):
-            heard = plan.in_neighbours(i)
-            weighing = mix_robustly(
-                options,
-                own.x[row],
-                [self.sent.x[j] for j in heard],
-                levels=[Level.NORMAL] * len(heard),
-                edges=len(heard),
-                progress=progress,
-            )
-            own.x[row] = weighing.vector
-            self._bounds_broken += weighing.is_bound_broken
-
-    def _forgotten(self, own: PushSumState) -> PushSumState:
+    def _absorb(self, own: PushSumState, index: int, edges: _Edges) -> PushSumState:
+        """What crew number `index`, who hold `own`, have after taking in what was sent; `own` is written."""
+        peers = self.crews[index].peers
+        if self._is_robust:
+            options, progress = self.spec.trust.aggregator, self.schedule.progress(self.round)
+            self._bounds_broken += weigh(own, self.sent, peers, edges.plan, options, self._lies, progress)
+        elif self._lies:
+            absorb_lies(own, self.sent, peers, edges.plan, self._weights, self._lies)
+        else:
+            absorb(own, self.sent, edges.into[index])
         if self.control != "without-weights":
             return own
         # A model is all that it holds: x is not divided by w, and what is kept of it is not counted as less.
@@ -243,19 +238,40 @@ class Population:
     def _give(self, edges: _Edges) -> None:
         for crew in self.crews:
             peers = crew.peers
-            own = _take(self.held, peers)
+            own = take(self.held, peers)
             if self._shares:
                 fraction, count = edges.fraction[peers], edges.count[peers]
                 # What a neighbour would have to refuse stays here.
                 is_too_small = fraction * own.w < MIN_WEIGHT
                 fraction, count = np.where(is_too_small, 0.0, fraction), np.where(is_too_small, 0, count)
                 part, kept = push_sum.split(own, fraction, count)
-                _put(self.sent, peers, part)
-                _put(self.held, peers, kept)
+                put(self.sent, peers, part)
+                put(self.held, peers, kept)
                 self.sent_bodies[peers] += count
             else:
-                _put(self.sent, peers, own)
+                put(self.sent, peers, own)
                 self.sent_bodies[peers] += edges.count[peers]
+        if self._liars is not None:
+            self._lie(self._liars, edges.plan)
+
+    def _lie(self, liars: Liars, plan: Plan) -> None:
+        """Let the attackers see what the honest hold now, and say what each receiver is to hear."""
+        those = np.arange(self.honest, self.n)
+        own = push_sum.debias(take(self.sent, those)) if self._shares else self.held.x[those]
+        self._lies = liars.tell(
+            plan,
+            self.models(),
+            own,
+            self._before[those],
+            number=self.round,
+            opening=self.schedule.opening,
+        )
+        if self._shares:
+            # A share that is refused goes back to who sent it; one that is never sent was never given.
+            for (_, j), model in self._lies.items():
+                if model is None:
+                    one = np.array([j])
+                    put(self.held, one, push_sum.merge(take(self.held, one), [take(self.sent, one)]))
 
     def _edges_of(self, number: int) -> _Edges:
         options = self.spec.gossip.topology
@@ -277,19 +293,16 @@ class Population:
             )
         return self._edges[key]
 
-    def _reason(self, fits: Fits | None) -> str:
-        return next(iter(fits.faults.values())) if fits is not None and fits.faults else "no reason given"
-
     def _note(self, number: int, stage: str, losses: Floats) -> None:
         if stage == "training":
-            self._losses.append(losses)
-        is_known = bool(np.isfinite(losses).any())
+            self._losses.append(losses[: self.honest])
+        known = losses[: self.honest][np.isfinite(losses[: self.honest])]
         said: dict[str, Any] = {"round": number, "stage": stage}
-        said["loss"] = float(np.nanmean(losses)) if is_known else None
+        said["loss"] = float(known.mean()) if known.size else None
         if self._is_robust:
             said["bounds_broken"], self._bounds_broken = self._bounds_broken, 0
         if self._consensus_every and self.round % self._consensus_every == 0:
-            said["consensus_distance"] = consensus_distance(self.models())
+            said["consensus_distance"] = consensus_distance(self.models()[: self.honest])
         self.per_round.append(said)
         if self._listener is None:
             return
@@ -304,12 +317,3 @@ class Population:
             }
             fact = Fact(event="round committed", level="info", fields=fields)
             self._listener(float(self.round), i, fact)
-
-
-def _take(state: PushSumState, rows: Indices) -> PushSumState:
-    """A copy of some rows."""
-    return PushSumState(x=state.x[rows], w=state.w[rows], s=state.s[rows])
-
-
-def _put(state: PushSumState, rows: Indices, some: PushSumState) -> None:
-    state.x[rows], state.w[rows], state.s[rows] = some.x, some.w, some.s

@@ -15,13 +15,15 @@ from msgspec import Meta, Struct
 
 from p2pfl import run as runs
 from p2pfl.errors import ConfigError
+from p2pfl.gossip.options import CompressionOptions
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.net.link_model import LinkModel
-from p2pfl.run import RunSpec
+from p2pfl.run import KnowledgeOptions, RunSpec
+from p2pfl.trust.options import TrustOptions
 
 from . import expect
 from . import grid as grids
-from .attacks import AttackOptions
+from .attacks import PROTOCOL_KINDS, AttackOptions
 from .churn import ChurnOptions
 from .expect import Expectation
 from .grid import Axis
@@ -251,9 +253,12 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
     network, fits = simulation.network, simulation.fit_s
     latency = network.latency_s if isinstance(network.latency_s, tuple) else (network.latency_s,) * 2
     fit_s = max(fits) if isinstance(fits, tuple) else fits
+    trust = msgspec.structs.replace(spec.trust, founders=(), quorum=1, aggregator=TrustOptions().aggregator)
     checks = {
         "simulation.churn": simulation.churn == ChurnOptions(),
-        "simulation.attack": not simulation.attack.byzantine,
+        f"simulation.attack {simulation.attack.kind!r}": simulation.attack.kind not in PROTOCOL_KINDS,
+        f"simulation.attack with control {simulation.control!r}": not simulation.attack.byzantine
+        or simulation.control not in ("centralised", "without-weights"),
         "simulation.network.loss, duplication or reorder": not (
             network.loss or network.duplication or network.reorder
         ),
@@ -265,7 +270,9 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "simulation.crypto": not simulation.crypto,
         "simulation.reference": simulation.reference == "none",
         "run.members_at_start below simulation.peers": spec.run.members_at_start == simulation.peers,
-        "trust.max_norm": spec.trust.max_norm is None,
+        "trust table but for founders and aggregator": trust == TrustOptions(),
+        "gossip.compression": spec.gossip.compression == CompressionOptions(),
+        "knowledge exchange": spec.knowledge == KnowledgeOptions(),
         f"gossip.averaging {spec.gossip.averaging.kind!r}": spec.gossip.averaging.kind
         in ("push-sum", "d-psgd"),
     }

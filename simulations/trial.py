@@ -15,6 +15,7 @@ from p2pfl.aggregation import conserves_mass
 from p2pfl.errors import LocalError
 from p2pfl.events import Fact, Vector
 from p2pfl.ids import PeerId
+from p2pfl.learn.learner import Site
 from p2pfl.net.transport import INLINE_BODY_BYTES
 
 from . import churn, verdict
@@ -49,11 +50,11 @@ def make_world(
     sites = [
         SimulatedSite(
             factory=workload.factory,
-            site=workload.site(i, spec),
+            site=site,
             fit_s=fits[i % len(fits)],
             evaluate_s=options.evaluate_s,
         )
-        for i in range(honest)
+        for i, site in enumerate(_sites(scenario, workload))
     ]
 
     names = [key.peer_id for key in identities(options.peers, spec.run.seed)]
@@ -68,16 +69,7 @@ def make_world(
     around = partial(
         ByzantinePeer, attack=options.attack, is_byzantine=lambda name: positions[name] >= honest, sees=sees
     )
-    sites += [
-        SimulatedSite(
-            factory=workload.factory,
-            site=byzantine_site(workload, options.attack, spec, i - honest),
-            fit_s=fits[i % len(fits)],
-            evaluate_s=options.evaluate_s,
-            around=around,
-        )
-        for i in range(honest, options.peers)
-    ]
+    sites[honest:] = [replace(site, around=around) for site in sites[honest:]]
     world = World(
         spec,
         sites,
@@ -92,6 +84,16 @@ def make_world(
     end_s = spec.run.rounds * max(fits)
     churn.apply(world, churn.draw(options.churn, options.peers, end_s, spec.run.seed))
     return world
+
+
+def _sites(scenario: Scenario, workload: Workload) -> list[Site]:
+    """The honest peers' sites, then the attackers'.   workload: that of the honest."""
+    spec, attack, peers = scenario.spec, scenario.simulation.attack, scenario.simulation.peers
+    honest = honest_count(attack, peers)
+    return [
+        workload.site(i, spec) if i < honest else byzantine_site(workload, attack, spec, i - honest)
+        for i in range(peers)
+    ]
 
 
 def run_trial(
@@ -186,21 +188,25 @@ def _run_population(
     population = Population(
         spec,
         workload.factory,
-        [workload.site(i, spec) for i in range(options.peers)],
+        _sites(scenario, workload),
         control=options.control,
+        attack=options.attack,
         consensus_every=options.consensus_every,
         listener=listener,
     )
     population.run()
     wall_s = time.perf_counter() - began
     sent = population.sent_bodies * population.body_bytes()
+    attack, honest = options.attack, population.honest
     return verdict.Ran(
         engine="population",
-        models=list(population.models()),
+        models=list(population.models()[:honest]),
         mass=population.mass(),
         bytes_sent=int(sent.sum()),
         wall_s=wall_s,
         rounds=spec.run.rounds,
+        attack=attack.kind if attack.kind != "none" else None,
+        byzantine=attack.byzantine,
         per_peer=[
             {
                 "peer_id": name,
@@ -212,7 +218,7 @@ def _run_population(
                 "finished": "done",
                 "failed_fits": int(population.faults[i]),
             }
-            for i, name in enumerate(population.names)
+            for i, name in enumerate(population.names[:honest])
         ],
         extra={
             "control": options.control,

@@ -189,7 +189,8 @@ def test_memory_is_planned_before_it_is_taken() -> None:
         ("simulation.crypto=true", "crypto"),
         ("simulation.reference='perfect-network'", "reference"),
         ("run.members_at_start=3", "members_at_start"),
-        ("trust.max_norm=10.0", "max_norm"),
+        ("trust.max_norm=10.0", "trust table"),
+        ("simulation.attack={kind='bomb', byzantine=1}", "attack 'bomb'"),
     ],
 )
 def test_what_the_population_cannot_do_is_refused_with_the_engine_that_can(setting: str, match: str) -> None:
