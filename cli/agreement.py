@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pfl.errors import ConfigError, LearnerError
+from p2pfl.ids import PeerId, short
 
 if TYPE_CHECKING:
     from p2pfl.run import RunSpec
@@ -72,11 +73,14 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
 
     `spectral_gap`: 1 - |lambda_2| of a round, None when the graph is too large to say.   `rounds_to_halve`:
     after which the models are half as far apart, ln 2 / -ln(1 - gap), for a small gap ln 2 / gap.
+    `smallest_weight`: the least weight that a site is left with, on average 1, None when the graph is too
+    large; `starved`: who is left too little for push-sum's steps, in words.
     Raises ConfigError when the averaging cannot converge on the plan, or no path joins all members.
     """
     from p2pfl.aggregation import mixer_of
-    from p2pfl.gossip import topology
+    from p2pfl.gossip import reach, topology
     from p2pfl.gossip.mixing import Kind
+    from p2pfl.gossip.push_sum import PUSH_SUM
     from p2pfl.schedule import schedule
 
     options, n, seed = spec.gossip.topology, spec.run.members_at_start, spec.run.seed
@@ -84,10 +88,12 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
     plans = [topology.plan(options, t, n, seed) for t in range(topology.period(options, n))]
     for plan in plans:
         topology.check(plan, mixer)
-    if not topology.is_strongly_connected(*plans):
+    found = reach.reach(*plans)
+    said = reach.in_words(found, _sites_of(spec))
+    if not found.is_connected:
         raise ConfigError(
-            f"gossip.topology {options.kind!r} of {n} members is not strongly connected: they never agree; "
-            "add edges, or use another kind"
+            f"gossip.topology {options.kind!r} of {n} members is not strongly connected: they never agree, "
+            f"as {said}; add edges, or use another kind"
         )
     outs = [max((len(plan.out_neighbours(i)) for i in range(n)), default=0) for plan in plans]
     ins = [max((len(plan.in_neighbours(i)) for i in range(n)), default=0) for plan in plans]
@@ -102,7 +108,17 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
         "rounds_in_all": rounds.total,
         "spectral_gap": gap,
         "rounds_to_halve": _rounds_to_halve(gap),
+        "smallest_weight": found.smallest_weight,
+        "starved": said if mixer is PUSH_SUM else "",
     }
+
+
+def _sites_of(spec: RunSpec) -> list[str]:
+    """The members by position in the plan: their ids where all are founders, else their positions."""
+    founders, n = sorted(spec.trust.founders), spec.run.members_at_start
+    if len(founders) == n:
+        return [short(PeerId(founder)) for founder in founders]
+    return [f"site {i}" for i in range(n)]
 
 
 def _rounds_to_halve(gap: float | None) -> float | None:

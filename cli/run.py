@@ -135,6 +135,10 @@ def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
         )
     if not spec.trust.founders:
         terminal.warn("trust.founders is empty: nobody can join this run; add the founders' ids")
+    if mixing["starved"]:
+        terminal.warn(
+            f"{mixing['starved']}: their steps are cut; add links to them, or use push-pull averaging"
+        )
     if cost.seconds_per_round > spec.run.deadline_s:
         terminal.warn(
             f"{spec.learner.local_steps} steps take {cost.seconds_per_round:.0f} s here, the deadline is "

@@ -33,7 +33,9 @@ __all__ = [
     "random_regular",
     "erdos_renyi",
     "watts_strogatz",
+    "one_way",
     "explicit",
+    "reached_from",
 ]
 
 # Coin flips of an Erdos-Renyi graph made at a time: 8 MiB of raw words.
@@ -116,7 +118,7 @@ class Graph:
         """Whether there is a directed path from every peer to every other.  O(n + edges)."""
         if self.offsets is not None:
             return math.gcd(self.n, *self.offsets) == 1
-        return all(_reaches_all(peers) for peers in (self.out_edges, self.in_edges))
+        return all(all(reached_from(peers, 0)) for peers in (self.out_edges, self.in_edges))
 
 
 def complete(n: int) -> Graph:
@@ -251,6 +253,27 @@ def watts_strogatz(n: int, degree: int, p: float, rng: np.random.Generator) -> G
     return Graph(n=n, neighbours=tuple(tuple(sorted(peers)) for peers in around))
 
 
+def one_way(n: int, degree: int, p: float, rng: np.random.Generator) -> Graph:
+    """Trust that is often one-sided: most links of a small world lose a direction, or both.
+
+    Every peer is joined to its `degree` nearest on a ring and to degree / 2 random peers; then each direction
+    of each link is dropped with probability p, but for the directed ring i to i + 1, so that the graph stays
+    strongly connected.   degree: even.   p = 1 leaves the directed ring.
+    """
+    around = np.arange(n)
+    near = [(around + hop) % n for hop in range(1, degree // 2 + 1)]
+    far = (_raw(n * (degree // 2), rng) % np.uint64(n)).astype(np.int64)
+    first, second = np.tile(around, degree), np.concatenate([*near, far])
+    pairs = np.unique(np.minimum(first, second) * n + np.maximum(first, second))
+    low, high = np.divmod(pairs[pairs // n != pairs % n], n)
+    # Python's integers compare with 2^64 itself, so that p = 1 drops everything.
+    kept = np.array([word >= int(p * 2.0**64) for word in _raw(2 * len(low), rng).tolist()], bool)
+    senders = np.concatenate([np.concatenate([low, high])[kept], around])
+    receivers = np.concatenate([np.concatenate([high, low])[kept], (around + 1) % n])
+    apart = senders != receivers
+    return Graph(n=n, neighbours=_lists(n, senders[apart], receivers[apart]))
+
+
 def explicit(n: int, edges: Sequence[tuple[int, int]], *, directed: bool) -> Graph:
     """The listed edges, i sends to j, and unless `directed` j to i.  Repeated edges count once.
 
@@ -287,10 +310,14 @@ def _lists(n: int, keys: NDArray[Any], values: NDArray[Any]) -> tuple[tuple[int,
     return tuple(tuple(column[a:b]) for a, b in pairwise(ends))
 
 
-def _reaches_all(peers: tuple[tuple[int, ...], ...]) -> bool:
+def reached_from(peers: Sequence[Sequence[int]], start: int) -> bytearray:
+    """For each peer 1 if a path leads to it from `start`, itself included, else 0.
+
+    peers: for each peer those one step further.   O(n + edges).
+    """
     seen = bytearray(len(peers))
-    seen[0] = 1
-    frontier = [0]
+    seen[start] = 1
+    frontier = [start]
     while frontier:
         found = []
         for i in frontier:
@@ -299,7 +326,7 @@ def _reaches_all(peers: tuple[tuple[int, ...], ...]) -> bool:
                     seen[j] = 1
                     found.append(j)
         frontier = found
-    return all(seen)
+    return seen
 
 
 def _raw(count: int, rng: np.random.Generator) -> NDArray[np.uint64]:

@@ -30,6 +30,7 @@ TOPOLOGY_FIELDS: dict[str, tuple[str, ...]] = {
     "random-regular": ("degree", "seed", "redraw"),
     "erdos-renyi": ("p", "seed", "redraw"),
     "watts-strogatz": ("degree", "p", "seed", "redraw"),
+    "one-way": ("degree", "p", "seed", "redraw"),
     "explicit": ("edges", "directed"),
 }
 AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd")
@@ -52,6 +53,7 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     random-regular   degree (4), seed, redraw (false: one graph for the run; true: a new one every round)
     erdos-renyi      p (2 ln n / n, at most 1), seed, redraw
     watts-strogatz   degree (4, even), p (.3), seed, redraw
+    one-way          degree (4, even), p (.5), seed, redraw
     explicit  edges, pairs of positions in the roster's PeerId order; directed (false: each pair both ways)
 
     `seed` replaces the run's seed for the graph alone.
@@ -90,9 +92,9 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             raise ConfigError(
                 f"gossip.topology.degree is {self.degree}, expected at least 2: one link joins two peers"
             )
-        if self.kind == "watts-strogatz" and self.degree is not None and self.degree % 2:
+        if self.kind in ("watts-strogatz", "one-way") and self.degree is not None and self.degree % 2:
             raise ConfigError(
-                f"gossip.topology.degree is {self.degree}; watts-strogatz starts from a ring of even degree"
+                f"gossip.topology.degree is {self.degree}; {self.kind} starts from a ring of even degree"
             )
         if self.p is not None and not 0 <= self.p <= 1:
             raise ConfigError(f"gossip.topology.p is {self.p}, expected a probability from 0 to 1")

@@ -37,6 +37,7 @@ __all__ = [
     "mixing_matrix",
     "matrix",
     "is_strongly_connected",
+    "union",
     "mixing_rounds",
     "gap_per_round",
 ]
@@ -172,12 +173,17 @@ def is_strongly_connected(*plans: Plan) -> bool:
 
     Give one plan for a static kind, one `period` of plans for a time-varying one.  O(n + edges).
     """
+    return union(*plans).is_strongly_connected()
+
+
+def union(*plans: Plan) -> Graph:
+    """The graph of all edges of the plans, at least one.  O(n + edges)."""
     n = plans[0].n
     if all(plan.offsets is not None for plan in plans):
-        union = {o for plan in plans for o in plan.offsets or ()}
-        return Graph(n=n, offsets=tuple(sorted(union))).is_strongly_connected()
-    union_of = (sorted(set().union(*(plan.out_neighbours(i) for plan in plans))) for i in range(n))
-    return Graph(n=n, neighbours=tuple(map(tuple, union_of))).is_strongly_connected()
+        offsets = {o for plan in plans for o in plan.offsets or ()}
+        return Graph(n=n, offsets=tuple(sorted(offsets)))
+    lists = (sorted(set().union(*(plan.out_neighbours(i) for plan in plans))) for i in range(n))
+    return Graph(n=n, neighbours=tuple(map(tuple, lists)))
 
 
 def mixing_rounds(options: TopologyOptions, n: int, seed: int, tolerance: float) -> int:
@@ -334,6 +340,9 @@ def _draw(options: TopologyOptions, n: int, rng: np.random.Generator) -> Graph:
         case "erdos-renyi":
             p = min(1.0, 2 * math.log(n) / n) if options.p is None else options.p
             return graphs.erdos_renyi(n, p, rng)
+        case "one-way":
+            degree = 4 if options.degree is None else options.degree
+            return graphs.one_way(n, degree, 0.5 if options.p is None else options.p, rng)
         case _:
             degree = 4 if options.degree is None else options.degree
             return graphs.watts_strogatz(n, degree, 0.3 if options.p is None else options.p, rng)

@@ -176,6 +176,22 @@ def test_check_refuses_a_graph_that_leaves_somebody_out(home: Path, agreement: P
     result = p2pfl(home, "run", "check", str(agreement))
     assert result.exit_code == Exit.USAGE
     assert "not strongly connected" in result.stderr
+    assert "nothing of site 2 ever reaches the others" in result.stderr
+
+
+def test_check_names_who_a_lopsided_graph_starves_and_what_helps(home: Path, agreement: Path) -> None:
+    edges = [[i, j] for i in range(9) for j in sorted({0, min(i + 1, 8)} - {i})]
+    text = agreement.read_text().replace('"exponential"', f'"explicit", directed = true, edges = {edges}')
+    text = text.replace("members_at_start = 2", "members_at_start = 9")
+    agreement.write_text(text)
+    result = p2pfl(home, "run", "check", str(agreement))
+    assert "less than a twentieth of their weight to site 7, site 8" in result.stderr
+    assert "push-pull" in result.stderr
+    agreement.write_text(text.replace('"push-sum"', '"push-pull"'))
+    result = p2pfl(home, "run", "check", str(agreement), "--json")
+    assert "twentieth" not in result.stderr
+    # The model and the tracker of 21 parameters, to two neighbours.
+    assert json.loads(result.stdout)["bytes_sent_per_round"] == 2 * 2 * 84
 
 
 def test_check_refuses_what_does_not_fit_in_memory(home: Path, agreement: Path) -> None:

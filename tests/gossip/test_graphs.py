@@ -110,6 +110,24 @@ def test_watts_strogatz_starts_from_a_ring_lattice_and_keeps_its_edges_count() -
     assert graphs.watts_strogatz(5, 4, 0.5, rng()).out_edges == graphs.complete(5).out_edges
 
 
+def test_one_way_links_lose_directions_and_keep_the_directed_ring() -> None:
+    n = 400
+    ring = edges_of(graphs.ring(n, directed=True))
+    both = edges_of(graphs.one_way(n, 4, 0.0, rng()))
+    assert both == {(j, i) for i, j in both}
+    # The lattice, and two random links a peer, of which few meet another.
+    lattice = edges_of(graphs.watts_strogatz(n, 4, 0.0, rng()))
+    assert both >= lattice
+    assert len(both - lattice) == pytest.approx(2 * 2 * n, rel=0.03)
+    half = edges_of(graphs.one_way(n, 4, 0.5, rng()))
+    assert ring < half < both
+    assert len(half - ring) / len(both - ring) == pytest.approx(0.5, abs=0.03)
+    assert edges_of(graphs.one_way(n, 4, 1.0, rng())) == ring
+    assert graphs.one_way(1, 4, 0.5, rng()).out_edges == ((),)
+    for seed in range(20):
+        assert graphs.one_way(5, 4, 0.5, rng(seed)).is_strongly_connected()
+
+
 def test_an_explicit_graph_is_what_was_listed() -> None:
     assert graphs.explicit(3, [(0, 2), (0, 1), (0, 2)], directed=True).out_edges == ((1, 2), (), ())
     assert graphs.explicit(3, [(0, 2), (2, 0), (0, 1)], directed=False).out_edges == ((1, 2), (0,), (0,))
@@ -123,10 +141,12 @@ def test_random_graphs_are_the_same_on_every_node() -> None:
     assert graphs.random_regular(6, 3, rng(1)).out_edges == GOLDEN_REGULAR
     assert graphs.erdos_renyi(5, 0.5, rng(1)).out_edges == GOLDEN_ERDOS_RENYI
     assert graphs.watts_strogatz(7, 2, 0.5, rng(1)).out_edges == GOLDEN_WATTS_STROGATZ
+    assert graphs.one_way(6, 2, 0.5, rng(3)).out_edges == GOLDEN_ONE_WAY
 
 
 GOLDEN_REGULAR = ((3, 4, 5), (2, 3, 5), (1, 4, 5), (0, 1, 4), (0, 2, 3), (0, 1, 2))
 GOLDEN_ERDOS_RENYI = ((2, 4), (2, 4), (0, 1, 4), (4,), (0, 1, 2, 3))
+GOLDEN_ONE_WAY = ((1, 3), (0, 2), (3, 4), (2, 4), (0, 3, 5), (0, 1, 4))
 GOLDEN_WATTS_STROGATZ = ((1, 4, 6), (0, 2), (1, 6), (4,), (0, 3, 5), (4,), (0, 2))
 
 

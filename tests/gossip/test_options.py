@@ -43,6 +43,7 @@ def test_an_unknown_key_is_refused_with_its_path() -> None:
         ({"kind": "torus", "rows": 0}, "at least 1"),
         ({"kind": "random-regular", "degree": 1}, "at least 2"),
         ({"kind": "watts-strogatz", "degree": 3}, "even degree"),
+        ({"kind": "one-way", "degree": 5}, "one-way starts from a ring of even degree"),
         ({"kind": "erdos-renyi", "p": 1.5}, "from 0 to 1"),
         ({"kind": "erdos-renyi", "p": float("nan")}, "from 0 to 1"),
         ({"kind": "erdos-renyi", "p": 0.0}, "joins nobody"),
