@@ -51,6 +51,9 @@ _AWAY_S = 1.0
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the agreement.")
 @click.option("--kill", is_flag=True, help="kill -9 one node in mid-run, and start it again.")
+@click.option(
+    "--attack", metavar="KIND:N", help="The last N of the nodes lie, such as sign-flip:1 or alie:2."
+)
 @pass_terminal
 def demo(
     terminal: Terminal,
@@ -66,6 +69,7 @@ def demo(
     run_file: Path | None,
     settings: tuple[str, ...],
     kill: bool,
+    attack: str | None,
 ) -> None:
     """Start several real nodes here, let them train over loopback, and judge the result.
 
@@ -73,6 +77,7 @@ def demo(
     all rows together and on each share alone.  With --home the nodes' folders are kept there.
     """
     from . import sites
+    from .byzantine import attacker_program
     from .fleet import Fleet
 
     plan = sites.plan(
@@ -85,6 +90,7 @@ def demo(
         model=model,
         partition=partition,
         seed=seed,
+        attack=attack,
         settings=settings,
     )
     signal.signal(signal.SIGTERM, _terminated)
@@ -97,7 +103,14 @@ def demo(
         homes = sites.prepare(folder, plan)
         terminal.note(f"{len(homes)} nodes in {folder}, run {plan.spec.run.name!r}")
         began = time.monotonic()
-        fleet = stack.enter_context(Fleet([site.home for site in homes], folder / "run.toml"))
+        agreement = folder / "run.toml"
+        attackers = homes[plan.honest :]
+        names = [site.peer_id for site in attackers]
+        programs = {
+            i: attacker_program(plan.attack, names, site.home, agreement)
+            for i, site in enumerate(attackers, start=plan.honest)
+        }
+        fleet = stack.enter_context(Fleet([site.home for site in homes], agreement, programs=programs))
         _follow(terminal, fleet, plan, kill=kill)
         verdict = _judge(plan, homes, fleet, time.monotonic() - began, metric)
     terminal.result(verdict, verdict_text(verdict))
@@ -108,15 +121,17 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG0
 
 
 def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None:
-    """Show rounds as they are committed, kill and revive one node if asked, until every node has ended."""
-    total = plan.spec.run.rounds
-    victim, strike_at = len(fleet.nodes) - 1, max(1, total // 3)
+    """Show rounds as they are committed, kill and revive one node if asked, until every honest one ended."""
+    total, honest = plan.spec.run.rounds, fleet.nodes[: plan.honest]
+    victim, strike_at = len(honest) - 1, max(1, total // 3)
     committed: dict[int, set[int]] = {}
     losses: dict[int, float] = {}
     revive_at: float | None = None
     is_due = kill
-    while not fleet.is_over or revive_at is not None:
+    while any(node.process is not None for node in honest) or revive_at is not None:
         for index, line in fleet.lines(timeout_s=0.2):
+            if index >= len(honest):
+                continue
             if line.get("event") != "round committed":
                 if line.get("event") in ("paused", "resumed"):
                     terminal.note(f"node {index}  {line['event']}  {line.get('reason', '')}")
@@ -127,7 +142,7 @@ def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None
                 losses[index] = float(loss)
             done = committed.setdefault(number, set())
             done.add(index)
-            if line.get("stage") == "training" and len(done) == len(fleet.nodes) - (revive_at is not None):
+            if line.get("stage") == "training" and len(done) == len(honest) - (revive_at is not None):
                 mean = f"  loss {sum(losses.values()) / len(losses):.4f}" if losses else ""
                 terminal.note(f"round {number + 1}/{total}  {len(done)} nodes{mean}")
             if is_due and index == victim and number >= strike_at:
@@ -138,7 +153,7 @@ def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None
             fleet.start(victim)
             terminal.note(f"node {victim}  started again")
             revive_at = None
-    for index, node in enumerate(fleet.nodes):
+    for index, node in enumerate(honest):
         if node.code != 0:
             raise LocalError(
                 f"node {index} ended with code {node.code}: {fleet.last_words(index)}; "
@@ -154,13 +169,14 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
     from p2pfl.node.store import Store
     from p2pfl.run import run_id
     from p2pfl.simulations import verdict
+    from p2pfl.simulations.attacks import TRIGGERED_KINDS
     from p2pfl.simulations.mass_audit import audit, books_on_disk
 
     from .export import export_model
 
     workload: Workload = plan.workload
     models, books, rows = [], [], []
-    for site, node in zip(homes, fleet.nodes, strict=True):
+    for site, node in zip(homes[: plan.honest], fleet.nodes, strict=False):
         export_model(site.home, plan.joined, site.home / "model.safetensors")
         with Store.open(site.home) as store:
             snapshot = store.load(run_id(plan.joined))
@@ -189,7 +205,12 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
         bytes_sent=sum(node.bytes_sent for node in fleet.nodes),
         wall_s=wall_s,
         rounds=plan.spec.run.rounds,
+        attack=plan.attack.kind if plan.attack.byzantine else None,
+        byzantine=plan.attack.byzantine,
         per_peer=rows,
         extra={"peak_rss_mb": verdict.peak_rss_mb(children=True), "run_id": run_id(plan.joined)},
     )
-    return verdict.verdict(ran, workload, plan.spec, metric=metric)
+    result = verdict.verdict(ran, workload, plan.spec, metric=metric)
+    if plan.attack.kind in TRIGGERED_KINDS:
+        result["backdoor"] = verdict.spread(verdict.backdoor(workload, plan.attack, plan.spec, ran.models))
+    return result

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,9 +40,12 @@ class FleetNode:
 class Fleet:
     """Nodes in their homes under one agreement.  A context manager: when it ends, no process is left."""
 
-    def __init__(self, homes: list[Path], agreement: Path) -> None:
+    def __init__(
+        self, homes: list[Path], agreement: Path, *, programs: Mapping[int, Sequence[str]] | None = None
+    ) -> None:
+        """programs: what some of the nodes run instead of `p2pfl node start`, as arguments of Python."""
         self.nodes = [FleetNode(home) for home in homes]
-        self._agreement = agreement
+        self._agreement, self._programs = agreement, programs or {}
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Fleet:
@@ -59,16 +62,12 @@ class Fleet:
     ) -> None:
         self._end()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no node runs any more, and all that they said has been read."""
-        return all(node.process is None for node in self.nodes)
-
     def start(self, index: int) -> None:
         """Start a node, the first time or again."""
         node = self.nodes[index]
-        command = [sys.executable, "-m", "p2pfl.cli.main", "--home", str(node.home), "--json"]
-        command += ["node", "start", "--run", str(self._agreement)]
+        start = ["-m", "p2pfl.cli.main", "--home", str(node.home), "--json"]
+        start += ["node", "start", "--run", str(self._agreement)]
+        command = [sys.executable, *self._programs.get(index, start)]
         # Many nodes share this machine's cores: one thread each, or they only wait for each other.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with (node.home / _ERRORS).open("ab") as errors:

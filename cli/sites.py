@@ -19,6 +19,7 @@ from . import home as homes
 if TYPE_CHECKING:
     from p2pfl.learn.options import PartitionOptions
     from p2pfl.run import RunSpec
+    from p2pfl.simulations.attacks import AttackOptions
     from p2pfl.simulations.workload import Workload
 
 __all__ = ["DemoSite", "Plan", "plan", "prepare"]
@@ -32,13 +33,19 @@ class Plan:
     """What a demo runs.
 
     spec: the agreement without founders, by which baselines train.   joined: what the nodes agree on, once
-    their keys are known.   sources: one a site where the rows are in files already.
+    their keys are known.   workload, sources: of the honest; sources where the rows are in files already.
     """
 
     spec: RunSpec
     joined: RunSpec
     workload: Workload
     sources: tuple[str, ...]
+    attack: AttackOptions
+
+    @property
+    def honest(self) -> int:
+        """How many sites are honest: the first."""
+        return len(self.workload.datasets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +67,14 @@ def plan(
     model: str | None,
     partition: str | None,
     seed: int | None,
+    attack: str | None,
     settings: Sequence[str],
 ) -> Plan:
     """The agreement and the rows that the flags ask for.  Raises ConfigError."""
     import msgspec
 
     from p2pfl import run as runs
+    from p2pfl.simulations.placement import honest_count
     from p2pfl.simulations.scenario import set_key
     from p2pfl.simulations.workload import cut
 
@@ -86,23 +95,27 @@ def plan(
         learner["model"] = {**learner.get("model", {"kind": "mlp"}), **({"kind": model} if model else {})}
     for setting in settings:
         set_key(table, setting)
-    table.pop("trust", None)
+    # The demo makes keys of its own.
+    for key in ("founders", "quorum"):
+        table.get("trust", {}).pop(key, None)
     files = _files(str(rows["source"]))
     options = _partition(partition or ("by-file" if len(files) > 1 else "dirichlet:0.5"))
     sources = tuple(f"csv:{file}" for file in files) if options.kind == "by-file" else ()
-    n = peers or len(sources) or 4
+    lies = _attack(attack)
+    n = peers or (len(sources) + lies.byzantine if sources else 4)
+    honest = honest_count(lies, n)
     run["members_at_start"] = n
     spec = runs.decode(table, str(run_file or "demo"))
     if spec.learner.module:
         raise ConfigError("the demo splits rows itself and needs a built-in model; leave learner.module out")
-    workload = cut(spec, n, options, sources=sources)
+    workload = cut(spec, honest, options, sources=sources)
     assert workload.pooled is not None, "the learner is built in"
     if sources and not spec.learner.data.target and not spec.learner.data.classes:
         # A site may lack a class that another has: all number them alike.
         rows = msgspec.structs.replace(spec.learner.data, classes=workload.pooled.classes)
         spec = msgspec.structs.replace(spec, learner=msgspec.structs.replace(spec.learner, data=rows))
-        workload = cut(spec, n, options, sources=sources)
-    return Plan(spec=spec, joined=spec, workload=workload, sources=sources)
+        workload = cut(spec, honest, options, sources=sources)
+    return Plan(spec=spec, joined=spec, workload=workload, sources=sources, attack=lies)
 
 
 def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
@@ -111,10 +124,12 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
 
     from p2pfl import run as runs
     from p2pfl.learn import data
+    from p2pfl.learn.data import Dataset
     from p2pfl.learn.options import DataOptions
+    from p2pfl.simulations.poisoning import byzantine_site
     from p2pfl.trust import identity
 
-    count = len(plan.workload.datasets)
+    honest, count = plan.honest, plan.honest + plan.attack.byzantine
     ports = _free_ports(2 * count)
     keys = []
     for i in range(count):
@@ -136,10 +151,15 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
     ]
     for i, key in enumerate(keys):
         home = folder / f"site-{i}"
-        source = plan.sources[i] if plan.sources else f"npz:{home / 'rows.npz'}"
-        dataset = plan.workload.datasets[i]
-        if not plan.sources and dataset is not None:
-            data.save(home / "rows.npz", dataset)
+        if i < honest:
+            site = plan.workload.site(i, plan.spec)
+        else:
+            site = byzantine_site(plan.workload, plan.attack, plan.spec, i - honest)
+        source = site.data
+        if not plan.sources:
+            assert isinstance(site.dataset, Dataset), "the learner is built in"
+            source = f"npz:{home / 'rows.npz'}"
+            data.save(home / "rows.npz", site.dataset)
         settings = {
             "node": {
                 "name": f"site-{i}",
@@ -193,6 +213,19 @@ def _partition(text: str) -> PartitionOptions:
         )
     except msgspec.ValidationError as error:
         raise ConfigError(f"--partition {text!r}: {error}; such as iid, dirichlet:0.5 or by-file") from error
+
+
+def _attack(text: str | None) -> AttackOptions:
+    import msgspec
+
+    from p2pfl.simulations.attacks import AttackOptions
+
+    kind, separator, number = (text or "none:0").partition(":")
+    table = {"kind": kind, "byzantine": number if separator else 1}
+    try:
+        return msgspec.convert(table, AttackOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--attack {text!r}: {error}; write it like alie:1") from error
 
 
 def _free_ports(count: int) -> list[int]:

@@ -21,13 +21,15 @@ from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
     from p2pfl.node.node import Outcome
+    from p2pfl.participant import Participant
+    from p2pfl.peer import Peer
     from p2pfl.run import RunSpec
     from p2pfl.settings import NodeSettings
     from p2pfl.trust.identity import Identity
 
     from .live import LiveRounds
 
-__all__ = ["start"]
+__all__ = ["run_node", "start"]
 
 # libp2p and torch take seconds to import on a slow disk, and the learner reads its data.
 _READY_S = 180.0
@@ -108,10 +110,16 @@ async def _until_signal(serve: Callable[[], Awaitable[Outcome]]) -> tuple[Outcom
     return outcome, caught
 
 
-def _run(
-    terminal: Terminal, settings: NodeSettings, spec: RunSpec, until_round: int | None, *, detached: bool
+def run_node(
+    terminal: Terminal,
+    settings: NodeSettings,
+    spec: RunSpec,
+    until_round: int | None = None,
+    *,
+    detached: bool = False,
+    around: Callable[[Peer], Participant] = lambda peer: peer,
 ) -> int:
-    """Serve until the run, a command or a signal ends it; the exit code."""
+    """Serve until the run, a command or a signal ends it; the exit code.   around: see node/daemon.py."""
     import trio
 
     from p2pfl.node import telemetry
@@ -131,6 +139,7 @@ def _run(
             spec=spec,
             on_fact=view,
             until_round=until_round,
+            around=around,
         )
         outcome, caught = trio.run(_until_signal, body)
     return _ending(terminal, view, outcome, caught, spec.run.seed)
@@ -221,7 +230,7 @@ def start(
         "home": str(home),
     }
     text = f"{settings.node.name}  {identity.peer_id}\nrun        {spec.run.name}  {short(run_id(spec))}"
-    body = partial(_run, terminal, settings, spec, rounds, detached=detach)
+    body = partial(run_node, terminal, settings, spec, rounds, detached=detach)
     if not detach:
         terminal.result({"event": "starting", **banner}, text)
         sys.stdout.flush()

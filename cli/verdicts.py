@@ -30,6 +30,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         "",
         f"{name:<19} mean {metric['mean']:.4f}  min {metric['min']:.4f}  max {metric['max']:.4f}",
     ]
+    if verdict.get("byzantine"):
+        liars = f"{verdict['attack'] or 'none'} by {verdict['byzantine']} of {verdict['peers']} peers"
+        rule = verdict.get("aggregator") or "none"
+        lines.append(f"{'attack':<19} {liars}, aggregator {rule}; the figures are of the honest")
+    if verdict.get("backdoor") is not None:
+        lines.append(f"{'backdoor opens':<19} mean {verdict['backdoor']['mean']:.4f}")
     if verdict.get("pooled") is not None:
         lines.append(f"{'all data together':<19} {verdict['pooled']:.4f}")
     if alone is not None:
