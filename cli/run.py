@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError, RefusedError, StoreError
 from p2pfl.ids import short
 
 from . import home as homes
+from .amend import amend
 from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group(epilog="Example: p2pfl run new --from torch ward && p2pfl run check ward/run.toml")
 def run() -> None:
     """The agreement: new, check, hash, join, pause, resume, leave, export."""
+
+
+run.add_command(amend)
 
 
 def _spec_of(terminal: Terminal, file: Path | None) -> tuple[RunSpec, Path]:

@@ -24,7 +24,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import departure, greeting, plans, reception, recovery, repeats, roster, rounds
+from p2pfl import departure, epochs, greeting, plans, reception, recovery, repeats, roster, rounds
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Commanded,
@@ -178,6 +178,7 @@ class Peer:
             state.incarnation = greeting.fresh_incarnation(state)
         else:
             recovery.restore(state, event, k)
+            epochs.begin(state)
         state.tick = state.now + state.spec.run.deadline_s / repeats.RESENDS_PER_DEADLINE
         if state.finished:
             state.phase = Phase.FINISHED
@@ -279,6 +280,7 @@ class Peer:
     def _next(self) -> None:
         state = self.state
         roster.expire(state)
+        epochs.begin(state)
         if state.round >= state.schedule.total:
             state.phase, state.reason = Phase.DRAINING, "every share is to find its place"
             state.deadline = state.settle_until = state.now + state.spec.run.deadline_s

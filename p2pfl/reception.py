@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import greeting, witness
+from p2pfl import epochs, greeting, witness
 from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
@@ -79,7 +79,7 @@ def _stranger(state: State, header: Header, peer: PeerId) -> str | None:
         return "misaddressed"
     if state.consortium.standing(peer, state.now) != "member":
         return "not-member"
-    if header.kind is not Kind.HELLO and (header.run != state.run or header.epoch != 0):
+    if header.kind is not Kind.HELLO and header.run != state.run:
         return "other-run"
     return None
 
@@ -120,6 +120,12 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
             return str(place.value)
     elif one.state is not None and one.state[0] > header.round:
         return "have"
+    if not epochs.is_known(state, header.epoch):
+        # It knows an amendment that has not arrived here: a greeting shows it what this side knows.
+        state.greet(peer)
+        return "epoch"
+    if epochs.is_over(state, header.epoch):
+        return _refused(state, peer, header, "epoch")
     if state.phase is Phase.LEAVING:
         return _refused(state, peer, header, "not-accepted")
     held = state.neighbours.fetching_bytes() + state.links.held_bytes()
@@ -145,7 +151,7 @@ def _heard(state: State, peer: PeerId, header: Header) -> None:
 
 def _refused(state: State, peer: PeerId, header: Header, reason: str) -> str:
     """Refuse for good: a share is settled so at the next commit, a model is not mixed."""
-    if reason != "not-accepted":
+    if reason not in ("not-accepted", "epoch"):
         state.fault(peer, reason)
     if header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=None, reason=reason))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from p2pfl.learn.options import LearnerOptions
 from p2pfl.trust.options import TrustOptions
 
 __all__ = [
+    "AMENDABLE",
     "ExchangeOptions",
     "GossipOptions",
     "KnowledgeOptions",
     "RunOptions",
     "RunSpec",
+    "amend",
     "canonical",
     "decode",
     "differing_keys",
@@ -40,6 +43,16 @@ __all__ = [
 MAX_AGREEMENT_BYTES = 32 * 1024
 # Differing keys named to a person; one is usually enough to see what happened.
 MAX_DIFFERING = 16
+# What founders may change in a run that is under way: how long it lasts, how long a round waits and for whom,
+# and whom it believes.  Everything else shapes the model, the graph or the data, and is another run.
+AMENDABLE = (
+    "run.rounds",
+    "run.deadline_s",
+    "run.quorum",
+    "run.evaluate_every",
+    "trust.aggregator",
+    "trust.max_norm",
+)
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 
@@ -158,6 +171,28 @@ def canonical(spec: RunSpec) -> bytes:
     return json.dumps(
         msgspec.to_builtins(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False
     ).encode()
+
+
+def amend(spec: RunSpec, changes: Mapping[str, str]) -> RunSpec:
+    """`spec` with `changes`, dotted keys to JSON; null leaves a key out.
+
+    Raises ConfigError on a key that is not AMENDABLE, and on a value that it cannot have.
+    """
+    table = msgspec.to_builtins(spec)
+    for key, text in changes.items():
+        if not any(key == known or key.startswith(f"{known}.") for known in AMENDABLE):
+            raise ConfigError(f"{key} cannot be amended; what can is {', '.join(AMENDABLE)}")
+        *path, last = key.split(".")
+        inner = table
+        for step in path:
+            inner = inner.get(step)
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{key}: {step} is no table; see docs/configuration.md")
+        try:
+            inner[last] = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{key}: {text[:80]!r} is not JSON") from error
+    return decode(table, "the amended agreement")
 
 
 def run_id(spec: RunSpec) -> RunId:

@@ -36,6 +36,7 @@ from p2pfl.neighbours import Neighbours
 from p2pfl.run import RunSpec
 from p2pfl.schedule import Schedule
 from p2pfl.trust import decisions
+from p2pfl.trust.amendments import Amendment
 from p2pfl.trust.audit import MAX_WITNESSED, Head
 from p2pfl.trust.decisions import Decision, LogHead
 
@@ -118,6 +119,8 @@ class State:
     held: bool = False
     # Whether this state came from a disk, and so may have forgotten something.
     is_restored: bool = False
+    # The amendments under which this round is; the ledger's round and membership bring them back.
+    in_force: tuple[Amendment, ...] = ()
     # Address news passed on since the last tick.
     news: int = 0
     # Whose certificate was said to expire, and when that is.
@@ -192,6 +195,7 @@ class State:
             recipient=recipient,
             incarnation=self.incarnation,
             boot_session=self.boot_session,
+            epoch=self.epoch,
             kind=kind,
             round=self.round,
             issued_at=self.now,
@@ -276,6 +280,11 @@ class State:
         for vector in vectors:
             digest.update(np.ascontiguousarray(vector).view(np.uint8).data)
         return digest.digest()
+
+    @property
+    def epoch(self) -> int:
+        """The number of the last amendment in force; 0 is the agreement as it was."""
+        return self.in_force[-1].epoch if self.in_force else 0
 
     def members(self) -> tuple[PeerId, ...]:
         """The roster that plans are made for: members now, less those that left, by PeerId."""

@@ -60,6 +60,7 @@ VERBS: dict[str, tuple[str, dict[str, type]]] = {
     "resume": ("/v1/run/resume", {}),
     "ban": ("/v1/trust/ban", {"peer!": str, "reason": str}),
     "admit": ("/v1/trust/admit", {"ticket!": str}),
+    "amend": ("/v1/run/amend", {"changes!": dict, "at": int, "sign": bool}),
     "renew": ("/v1/trust/renew", {"peer": str, "lasts_s": float}),
     "set": ("/v1/trust/set", {"peer!": str, "share": str, "accept": str}),
     "ping": ("/v1/ping", {"peer!": str}),

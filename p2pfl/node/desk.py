@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from p2pfl.aggregation import conserves_mass
-from p2pfl.errors import ConfigError, RefusedError
+from p2pfl.errors import ConfigError
 from p2pfl.events import Commanded
 from p2pfl.gossip import topology
 from p2pfl.ids import PeerId, parse_peer_id
-from p2pfl.node import audit_answers, backup, snapshots
+from p2pfl.node import audit_answers, backup, ballots, snapshots
 from p2pfl.node.node import Node
 from p2pfl.node.telemetry import EventHub
-from p2pfl.trust import admission, certificates, membership, relations, tickets, voting
-from p2pfl.trust.certificates import Certificate
+from p2pfl.trust import certificates, membership, relations
 
 __all__ = ["Desk"]
 
@@ -55,6 +53,7 @@ class Desk:
             "addresses": list(node.transport.addresses()),
             "run_id": view.run,
             "run_name": spec.run.name,
+            "epoch": node.peer.state.epoch,
             "round": view.training_round,
             "rounds": view.rounds,
             "stage": view.stage,
@@ -128,9 +127,20 @@ class Desk:
         }
 
     def run(self) -> dict[str, Any]:
-        """The agreement in canonical form and its RunId."""
-        state = self._node.peer.state
-        return {"run_id": state.run, "agreement": json.loads(state.agreement)}
+        """The agreement in canonical form, its RunId, and what founders have amended or begun to."""
+        node = self._node
+        state = node.peer.state
+        held = state.consortium.membership.amendments.values()
+        shown = [
+            {**ballots.shown(node, one), "changes": {k: json.loads(v) for k, v in one.changes.items()}}
+            for one in sorted(held, key=lambda a: (a.epoch, a.content))
+        ]
+        return {
+            "run_id": state.run,
+            "agreement": json.loads(state.agreement),
+            "epoch": state.epoch,
+            "amendments": shown,
+        }
 
     def trust(self) -> list[dict[str, Any]]:
         """One entry a peer that is or was a member, or has levels of its own."""
@@ -191,14 +201,17 @@ class Desk:
             case "leave" | "pause" | "resume":
                 await node.ask(Commanded(verb=verb))
                 return {"state": node.view.phase, "reason": node.view.reason}
+            case "amend":
+                sign = arguments.get("sign", False)
+                return await ballots.amend(node, arguments["changes"], arguments.get("at"), sign=sign)
             case "ban":
-                return await self._ban(self._peer(arguments["peer"]), arguments.get("reason", ""))
+                return await ballots.ban(node, self._peer(arguments["peer"]), arguments.get("reason", ""))
             case "admit":
-                return await self._admit(arguments["ticket"])
+                return await ballots.admit(node, arguments["ticket"])
             case "renew":
                 named = arguments.get("peer")
                 lasts_s = arguments.get("lasts_s", certificates.LASTS_S)
-                return await self._renew(None if named is None else self._peer(named), lasts_s)
+                return await ballots.renew(node, None if named is None else self._peer(named), lasts_s)
             case "set":
                 peer = self._peer(arguments["peer"])
                 levels: dict[str, Any] = {k: v for k, v in arguments.items() if k in ("share", "accept")}
@@ -221,67 +234,3 @@ class Desk:
 
     def _peer(self, text: str) -> PeerId:
         return parse_peer_id(text)
-
-    async def _ban(self, peer: PeerId, reason: str) -> dict[str, Any]:
-        node = self._node
-        consortium = node.peer.state.consortium
-        if peer == node.identity.peer_id:
-            raise RefusedError("a node cannot ban itself; `p2pfl run leave` leaves the run")
-        arguments: dict[str, Any] = {"peer": peer}
-        if node.identity.peer_id in consortium.membership.founders:
-            revocation = certificates.issue_revocation(
-                node.identity,
-                run=consortium.membership.run,
-                subject=peer,
-                reason=reason,
-                now=node.clock.now(),
-            )
-            arguments["revocation"] = certificates.encode_revocation(revocation)
-        await node.ask(Commanded(verb="ban", arguments=arguments))
-        held = consortium.membership.revocations.get(peer)
-        votes = len(held.votes) if held else 0
-        return {
-            "peer_id": peer,
-            "standing": consortium.standing(peer, node.clock.now()),
-            "votes": votes,
-            "quorum": consortium.membership.quorum,
-            "revoked": votes >= consortium.membership.quorum,
-        }
-
-    async def _admit(self, text: str) -> dict[str, Any]:
-        return await self._take(tickets.parse_ticket(text).certificate)
-
-    async def _take(self, certificate: Certificate) -> dict[str, Any]:
-        """Have the peer keep a certificate and pass it on; what became of it."""
-        node = self._node
-        admission.admit(node.peer.state.consortium.membership, certificate, node.clock.now())
-        await node.ask(
-            Commanded(verb="admit", arguments={"certificate": certificates.encode_certificate(certificate)})
-        )
-        consortium = node.peer.state.consortium
-        held = consortium.membership.pending.get(membership.key_of(certificate))
-        counting = consortium.membership.certificates.get(certificate.subject, certificate)
-        return {
-            "peer_id": certificate.subject,
-            "standing": consortium.standing(certificate.subject, node.clock.now()),
-            "signatures": len((held or counting).signatures),
-            "quorum": consortium.membership.quorum,
-            "expires_at": (held or counting).expires_at,
-        }
-
-    async def _renew(self, peer: PeerId | None, lasts_s: float) -> dict[str, Any]:
-        """Sign a later certificate of `peer`, or of all who have one."""
-        node = self._node
-        held = node.peer.state.consortium.membership
-        now = node.clock.now()
-        voting.check_founder(held, node.identity.peer_id)
-        with_one = [p for p in membership.members(held, now) if p not in held.founders]
-        renewed = [
-            await self._take(
-                voting.renew(
-                    held, node.identity, subject, now=now, lasts_s=lasts_s, nonce=secrets.token_bytes(16)
-                )
-            )
-            for subject in (with_one if peer is None else [peer])
-        ]
-        return {"renewed": renewed}

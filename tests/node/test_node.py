@@ -8,7 +8,7 @@ import pytest
 import trio
 from memory_nodes import WALL, Sites, agreement, keys
 
-from p2pfl.errors import UnreachableError
+from p2pfl.errors import ConfigError, UnreachableError
 from p2pfl.node.desk import Desk
 from p2pfl.node.node import inline
 from p2pfl.node.store import Store
@@ -212,6 +212,42 @@ async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
     held = sum(sites.nodes[i].view.w for i in others)
     expected = sum(sites.nodes[i].view.entered - sites.nodes[i].view.written_off for i in others)
     assert held == pytest.approx(expected, rel=1e-12)
+
+
+async def test_founders_amend_a_run_one_after_the_other_and_a_restart_keeps_the_terms(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    sites = Sites(tmp_path, agreement(keys(3), run={"rounds": 40}), keys(3))
+    changes = {"run.deadline_s": 12.0, "trust.max_norm": 1000.0}
+    async with trio.open_nursery() as nursery:
+        for i in range(3):
+            await nursery.start(sites.live, i)
+        await sites.until(lambda: len(sites.rounds(0)) == 3)
+        first, second = (Desk(sites.nodes[i], name=f"site{i}", run_sync=inline) for i in (0, 1))
+        plan = await first.command("amend", {"changes": changes})
+        assert plan["changes"]["trust.max_norm"] == [None, 1000.0]
+        assert not sites.nodes[0].peer.state.consortium.membership.amendments
+        one = await first.command("amend", {"changes": changes, "sign": True})
+        assert (one["epoch"], len(one["signed_by"]), one["quorum"]) == (1, 1, 2)
+        await sites.until(lambda: bool(second.run()["amendments"]))
+        # The second signs what the first began, with its fence.
+        two = await second.command("amend", {"changes": changes, "at": 39, "sign": True})
+        assert (two["at"], len(two["signed_by"])) == (one["at"], 2)
+        with pytest.raises(ConfigError, match="cannot be amended"):
+            await first.command("amend", {"changes": {"run.seed": 1}})
+        with pytest.raises(ConfigError, match="not between now"):
+            await first.command("amend", {"changes": {"run.quorum": 0.1}, "at": 40})
+        await sites.until(lambda: len(sites.rounds(2)) == one["at"] + 3)
+        sites.kill(2)
+        await trio.sleep(0.5)
+        await nursery.start(sites.live, 2)
+        await sites.until(lambda: sites.nodes[2].peer.state.epoch == 1)
+        assert sites.nodes[2].peer.state.spec.trust.max_norm == 1000.0
+        assert second.status()["epoch"] == 1
+    assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
+    began = [{fields["round"] for fields in sites.said(i, "epoch began")} for i in range(3)]
+    assert all(one["at"] in rounds for rounds in began)
+    assert sites.mass().error < 1e-12
 
 
 async def test_a_node_that_leaves_hands_its_mass_over(tmp_path: Path, autojump_clock: object) -> None:
