@@ -29,10 +29,15 @@ class Lobby:
         ticket: bytes,
         ask: Callable[[Commanded], Awaitable[None]],
         now: Callable[[], float],
+        count: Callable[[PeerId, str, int], None],
     ) -> None:
-        """ticket: this node's own petition, empty for a founder.   now: seconds since 1970."""
+        """ticket: this node's own petition, empty for a founder.   now: seconds since 1970.
+
+        count: told of what is sent to whom: kind and bytes.
+        """
         self._consortium, self._ticket, self._ask, self._now = consortium, ticket, ask, now
-        self.gate = Gate(standing=self._standing, petition=self._petition)
+        self._count = count
+        self.gate = Gate(standing=self._standing, petition=self._answer)
 
     def _standing(self, peer: PeerId) -> Standing:
         match self._consortium.standing(peer, self._now()):
@@ -43,6 +48,11 @@ class Lobby:
             case _:
                 # Who was revoked gets no further than the lobby, where it is told so.
                 return Standing.STRANGER
+
+    async def _answer(self, peer: PeerId, frame: bytes) -> bytes:
+        answer = await self._petition(peer, frame)
+        self._count(peer, "answer", len(answer))
+        return answer
 
     async def _petition(self, peer: PeerId, frame: bytes) -> bytes:
         state = self._consortium.membership
@@ -82,7 +92,9 @@ class Lobby:
 
     async def apply(self, transport: Transport, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """Show our certificate to a member that does not know us.  Raises RemoteError."""
-        answer = await transport.petition(peer, addresses, self._own())
+        petition = self._own()
+        self._count(peer, "petition", len(petition))
+        answer = await transport.petition(peer, addresses, petition)
         if answer[:1] == _NO:
             notice = decode_structured(Kind.NOTICE, answer[1:])
             assert isinstance(notice, Notice)

@@ -162,7 +162,13 @@ class Node:
         # What the learner has still to do, at most one of a kind: a newer job makes an older one pointless.
         self._jobs: dict[type[Train] | type[Evaluate], Train | Evaluate] = {}
         self._job_is_there = trio.Event()
-        lobby = Lobby(peer.state.consortium, ticket=ticket, ask=self.ask, now=clock.now)
+        lobby = Lobby(
+            peer.state.consortium,
+            ticket=ticket,
+            ask=self.ask,
+            now=clock.now,
+            count=lambda *sent: self.wires.count(*sent),
+        )
         self.transport = transport(lobby.gate)
         self._dialer = Dialer(
             self.transport,

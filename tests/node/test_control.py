@@ -59,6 +59,7 @@ def free_port() -> int:
         ("/v1/peers", "peers"),
         ("/v1/rounds?since=2", "rounds"),
         ("/v1/topology", "edges"),
+        ("/v1/audit/decisions?since=2", "part"),
         ("/v1/run", "agreement"),
         ("/v1/trust", "trust"),
         ("/healthz", "healthy"),

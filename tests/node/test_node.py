@@ -148,6 +148,16 @@ async def test_an_invited_node_that_knows_one_member_comes_to_know_all(
     assert sites.nodes[4].view.w > 0
     assert sites.mass().error < 1e-12
     assert sites.mass().expected == 4
+    # Who showed its ticket, and who told it of the others, both know to whom they said how much.
+    assert sent_in_the_lobby(sites, 4) == {("petition", sites.name(2))}
+    assert sent_in_the_lobby(sites, 2) == {("answer", sites.name(4))}
+
+
+def sent_in_the_lobby(sites: Sites, i: int) -> set[tuple[str, str]]:
+    with Store.open(sites.home(i)) as store:
+        rows = store.outbound(run_id(sites.spec))
+    assert all(row["bytes"] > 100 for row in rows)
+    return {(row["kind"], row["peer"]) for row in rows if row["kind"] in ("petition", "answer")}
 
 
 async def test_a_ticket_without_a_quorum_opens_no_door(tmp_path: Path, autojump_clock: object) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from worlds import facts
 
+from p2pfl import ledger, witness
 from p2pfl.events import Effect, Event, Message, Offered, Received, Statement, Vector
 from p2pfl.ids import PeerId
 from p2pfl.mass import unpack
@@ -238,6 +239,17 @@ def test_an_equivocator_tells_two_stories_each_of_them_whole() -> None:
         (x,), (minus_x) = bodies(heard[0], world.names[4], number), bodies(heard[1], world.names[4], number)
         np.testing.assert_array_equal(minus_x[0], -x)
     assert faults(world) == set()
+
+
+def test_what_two_honest_disks_hold_of_an_equivocator_is_a_proof() -> None:
+    world, _ = world_of({"kind": "equivocation", "byzantine": 1}, n=5, crypto=True)
+    assert finished(world)
+    held = [list(ledger.decode(m.disk.ledger).witnessed.values()) for m in world.machines[:4] if m.disk]
+    # Each heard one story.
+    assert [witness.equivocations(map(witness.signed_in, frames)) for frames in held] == [{}] * 4
+    proofs = witness.equivocations(witness.signed_in(frame) for frames in held for frame in frames)
+    assert list(proofs) == [world.names[4]]
+    assert witness.check(proofs[world.names[4]]) == world.names[4]
 
 
 def test_who_never_finishes_is_not_waited_for() -> None:
