@@ -294,3 +294,11 @@ def test_the_commands_of_the_readme_run_as_written(tmp_path: Path) -> None:
 
 def test_the_public_names_are_those_that_the_package_promises() -> None:
     assert {name for name in p2pfl.__all__ if getattr(p2pfl, name) is None} == set()
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES["trust.md"])
+    assert len(named) > 15
+    for path, name in named:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not name or re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{path} has no {name}"
