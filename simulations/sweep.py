@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ __all__ = ["Trial", "key", "run", "trials"]
 _Verdict = dict[str, Any]
 # One read of a worker's answer; a verdict has about 400 bytes a peer.
 _READ_BYTES = 1 << 16
+# Seconds that a process may take to go once it has closed its end or was killed; it does so at once.
+_REAP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,20 +152,29 @@ async def _all(todo: Sequence[tuple[int, Trial]], jobs: int, finish: Callable[[i
 
 async def _serve(queue: Iterator[tuple[int, Trial]], finish: Callable[[int, _Verdict], None]) -> None:
     """One process, and the trials it takes."""
-    command = [sys.executable, "-m", "p2pfl.simulations.trial_worker", str(os.getpid())]
-    # A session of its own: Ctrl-C is for us, who then end it.
-    start = partial(trio.lowlevel.open_process, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process = await start(command, start_new_session=True)
+    # Started from this thread, whose end the kernel takes for its parent's; trio would use one of its pool,
+    # which end when idle.  In a session of its own, because Ctrl-C is for us, who then end it.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2pfl.simulations.trial_worker", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
+    orders = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+    answers = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+    process.stdin.close()
+    process.stdout.close()
     try:
         for number, trial in queue:
             # A process that has ended says so by its answer.
             with contextlib.suppress(trio.BrokenResourceError):
-                await process.stdin.send_all(json.dumps(_order(trial.scenario)).encode() + b"\n")
-            answer = await _line(process.stdout)
+                await orders.send_all(json.dumps(_order(trial.scenario)).encode() + b"\n")
+            answer = await _line(answers)
             if not answer:
-                code = await process.wait()
+                code = process.wait(_REAP_S)
                 raise _named(
                     trial,
                     "LocalError",
@@ -176,10 +187,9 @@ async def _serve(queue: Iterator[tuple[int, Trial]], finish: Callable[[int, _Ver
                     raise _named(trial, kind, message)
     finally:
         process.kill()
-        with trio.CancelScope(shield=True):
-            await process.stdin.aclose()
-            await process.stdout.aclose()
-            await process.wait()
+        orders.close()
+        answers.close()
+        process.wait(_REAP_S)
 
 
 def _order(scenario: Scenario) -> dict[str, Any]:

@@ -32,6 +32,25 @@ baselines = false
 "learner.optimizer.lr" = [0.1, 0.2]
 """
 
+# A learner that learns nothing.
+_STILL = """
+import time
+import numpy as np
+
+class Still:
+    def parameters(self): return np.ones(2, np.float32)
+    def fit(self, parameters, rng): return parameters, 1, {}
+    def evaluate(self, parameters): return {"accuracy": 1.0}
+
+def learner(site): return Still()
+"""
+
+
+def _own(module: str) -> str:
+    """The scenario with a learner of the user's own."""
+    built_in = 'data = { source = "sklearn:wine" }\nmodel = { kind = "logistic" }'
+    return _TOML.replace(built_in, "").replace("local_steps = 1", f'module = "{module}:learner"')
+
 
 def _scenario(folder: Path, text: str = _TOML, **changes: Any) -> Scenario:
     path = folder / "study.toml"
@@ -114,18 +133,8 @@ def test_a_module_of_the_users_own_is_never_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine_found.py").write_text(
-        "import numpy as np\n"
-        "class Still:\n"
-        "    def parameters(self): return np.ones(2, np.float32)\n"
-        "    def fit(self, parameters, rng): return parameters, 1, {}\n"
-        "    def evaluate(self, parameters): return {'accuracy': 1.0}\n"
-        "def learner(site): return Still()\n"
-    )
-    text = _TOML.replace('data = { source = "sklearn:wine" }\nmodel = { kind = "logistic" }', "").replace(
-        "local_steps = 1", 'module = "mine_found:learner"'
-    )
-    [one, _] = sweep.trials(_scenario(tmp_path, text), (0,))
+    (tmp_path / "mine_found.py").write_text(_STILL)
+    [one, _] = sweep.trials(_scenario(tmp_path, _own("mine_found")), (0,))
     was_found: list[bool] = []
     for _ in range(2):
         sweep.run([one], folder=tmp_path, done=lambda *told: was_found.append(told[2]))
@@ -145,11 +154,19 @@ def test_a_trial_that_fails_names_its_cell_and_seed(tmp_path: Path, jobs: int) -
 def test_a_process_that_dies_names_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine_dies.py").write_text("import os\ndef learner(site): os.kill(os.getpid(), 9)\n")
-    text = _TOML.replace('data = { source = "sklearn:wine" }\nmodel = { kind = "logistic" }', "").replace(
-        "local_steps = 1", 'module = "mine_dies:learner"'
-    )
     with pytest.raises(LocalError, match=r"^lr 0\.[12], seed 0: its process ended with -9"):
-        sweep.run(sweep.trials(_scenario(tmp_path, text), (0,)), jobs=2)
+        sweep.run(sweep.trials(_scenario(tmp_path, _own("mine_dies")), (0,)), jobs=2)
+
+
+@pytest.mark.slow
+def test_a_trial_may_take_longer_than_an_idle_thread_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # trio's threads end after ten idle seconds; a process started from one would die with it.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_slow.py").write_text(_STILL.replace("return Still()", "time.sleep(6); return Still()"))
+    verdicts = sweep.run(sweep.trials(_scenario(tmp_path, _own("mine_slow")), (0,)), jobs=2)
+    assert [verdict["metric"]["mean"] for verdict in verdicts] == [1.0, 1.0]
 
 
 def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path) -> None:
