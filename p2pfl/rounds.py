@@ -147,8 +147,12 @@ def is_quorate(state: State, number: int, heard: list[PeerId]) -> bool:
     return len([p for p in heard if p in into]) >= state.spec.run.quorum * len(into)
 
 
-def settle(state: State) -> tuple[int, list[PeerId]]:
-    """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit)."""
+def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
+    """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit).
+
+    in_round: push-pull pulls the models that came with them, too, as a round does once; outside of one only
+    a peer that has none of its own does.
+    """
     settled, moved = state.links.collect()
     for peer, arrival in settled:
         header = arrival.header
@@ -162,7 +166,7 @@ def settle(state: State) -> tuple[int, list[PeerId]]:
             digest=header.digest,
         )
     merged = [(peer, arrival) for peer, arrival in settled if arrival.body is not None]
-    if state.mass.is_tracked:
+    if state.mass.is_tracked and (in_round or state.mass.w == 0):
         # The newest of each neighbour, unless it is of a time that is over; whoever has none takes any.
         since = state.round - SKIP_AFTER_ROUNDS if state.mass.w > 0 else 0
         newest = {peer: a.body for peer, a in merged if a.header.round >= since}
@@ -329,7 +333,7 @@ def step(state: State) -> None:
     if is_state(state):
         merged = mix_states(state)
     else:
-        merged, moved = settle(state)
+        merged, moved = settle(state, in_round=True)
     w_before = state.mass.w
     metrics = _local_step(state)
     offers = _offers(state)

@@ -5,7 +5,7 @@ the in-neighbours gave in the round before, in PeerId order, add the local step,
 round commits (x, w, statistics) is bit for bit that of the world engine on a perfect network with equal
 speeds: the kernels, the order of their terms and the fits' random streams are the same, and rows do not
 depend on each other.  Shares of the last round are absorbed together here and one by one, as they arrive, by
-a draining peer, so the last models of push-sum agree to float32 rounding, 1e-6; those of d-psgd bit for bit.
+a draining peer, so the last models of push-sum agree to float32 rounding, 1e-6; all others bit for bit.
 Robust rules and attackers (lies.py) are those of the world, too; what honest peers hear of attackers agrees
 to float32 rounding.
 
@@ -13,7 +13,8 @@ Controls are what a scenario compares with and no agreement offers: `alone` neve
 every site fit one model and takes the mean of their movements; `without-weights` splits as push-sum does and
 never divides by w; `row-stochastic` takes the plain mean of own and in-neighbours' models.
 
-Two arrays hold everything: `held`, and `sent`, what each peer gave every out-neighbour in the last round.
+Two arrays hold everything: `held`, and `sent`, what each peer gave every out-neighbour in the last round;
+with push-pull they are its trackers, and `tracked` has the models.
 `n` peers, `d` parameters, `k` statistics.
 """
 
@@ -26,10 +27,11 @@ from typing import Any, Literal
 import numpy as np
 
 from p2pfl.aggregation import is_robust, mixer_of
-from p2pfl.errors import LearnerError
+from p2pfl.errors import LearnerError, LocalError
 from p2pfl.events import Fact
 from p2pfl.gossip import push_sum, topology
 from p2pfl.gossip.mixing import Floats, Indices, Vectors, uniform_fraction
+from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
 from p2pfl.learn.learner import LearnerFactory, Site
@@ -48,6 +50,7 @@ from .intake import absorb, absorb_lies, put, take, weigh
 from .lies import Liars, Lies
 from .machine import Listener, identities
 from .placement import honest_count
+from .tracked import Tracked
 
 __all__ = ["Control", "Population"]
 
@@ -93,7 +96,12 @@ class Population:
         weight = mustered.samples if spec.run.weights == "samples" else np.ones(n)
         # What each peer counts with; a control's models have no weights of their own.
         self.nominal = weight if control == "none" else np.ones(n)
-        self.held = push_sum.init(np.tile(mustered.theta, (n, 1)), self.nominal, mustered.statistics)
+        theta = np.tile(mustered.theta, (n, 1))
+        self.tracked = None
+        if control == "none" and mixer_of(spec) is PUSH_PULL:
+            self.tracked = Tracked.of(mustered.theta, n)
+            theta = np.zeros_like(theta)
+        self.held = push_sum.init(theta, self.nominal, mustered.statistics)
         if control == "centralised":
             self.held.s[:] = mustered.statistics.mean(axis=0)
         x, s = np.zeros_like(self.held.x), np.zeros_like(self.held.s)
@@ -149,7 +157,7 @@ class Population:
             own = take(self.held, crew.peers)
             fits, start = None, own.x
             if stage == "training":
-                start = push_sum.debias(own)
+                start = push_sum.debias(own) if self.tracked is None else self.tracked.x[crew.peers]
                 fits = self._fit(crew, start)
                 losses[crew.peers] = fits.losses
                 if self._liars is not None:
@@ -157,8 +165,12 @@ class Population:
                 failed |= {int(crew.peers[at]): why for at, why in fits.faults.items()}
             if before is not None:
                 own = self._absorb(own, index, before)
+                if self.tracked is not None:
+                    self.tracked.pull(crew.peers, before.into[index])
             if fits is not None and self.control == "centralised":
                 moved += (self._central[crew.peers, None] * (fits.ended - start)).sum(axis=0)
+            elif fits is not None and self.tracked is not None:
+                self.tracked.step(crew.peers, own, fits.ended - start, fits.faults)
             elif fits is not None:
                 own = push_sum.local_step(own, fits.ended - start, self.nominal[crew.peers])
             put(self.held, crew.peers, own)
@@ -184,7 +196,7 @@ class Population:
 
     def models(self) -> Vectors:
         """The de-biased models, (n, d) float32."""
-        return push_sum.debias(self.held)
+        return push_sum.debias(self.held) if self.tracked is None else self.tracked.x
 
     def online_loss(self) -> float | None:
         """The mean training loss over honest peers and rounds; None where no learner says."""
@@ -193,7 +205,8 @@ class Population:
 
     def body_bytes(self) -> int:
         """Bytes of one body that travels."""
-        return body_bytes(self.held.x.shape[1], self.held.s.shape[1])
+        d, k = self.held.x.shape[1], self.held.s.shape[1]
+        return body_bytes(d, k, is_tracked=self.tracked is not None)
 
     def mass(self) -> Mapping[str, float] | None:
         """The sum of weights, after `finish`; None where models are states."""
@@ -243,6 +256,10 @@ class Population:
                 fraction, count = edges.fraction[peers], edges.count[peers]
                 # What a neighbour would have to refuse stays here.
                 is_too_small = fraction * own.w < MIN_WEIGHT
+                if self.tracked is not None:
+                    if is_too_small.any():
+                        raise LocalError(f"a weight fell below {MIN_WEIGHT:g}; use --engine world")
+                    self.tracked.sent[peers] = self.tracked.x[peers]
                 fraction, count = np.where(is_too_small, 0.0, fraction), np.where(is_too_small, 0, count)
                 part, kept = push_sum.split(own, fraction, count)
                 put(self.sent, peers, part)

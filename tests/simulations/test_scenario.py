@@ -20,6 +20,12 @@ def test_a_scenario_without_its_simulation_table_is_an_agreement(tmp_path: Path)
     assert run.run_id(run.load(path)) == run.run_id(scenario.spec)
 
 
+def test_attacks_that_forge_models_are_refused_where_shares_hold_a_tracker() -> None:
+    settings = ["gossip.averaging.kind=push-pull", "simulation.attack={kind='sign-flip', byzantine=1}"]
+    with pytest.raises(ConfigError, match="hold a tracker"):
+        load("digits", settings=settings)
+
+
 def test_flags_and_settings_change_a_scenario() -> None:
     scenario = load(
         "digits",
@@ -56,7 +62,7 @@ def test_what_is_wrong_is_refused_with_its_place(setting: str, match: str) -> No
 
 
 def test_an_unknown_scenario_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="crash, digits, heart, loss"):
+    with pytest.raises(ConfigError, match="crash, digits, heart, hub, loss, one-way-trust"):
         load("no-such")
     with pytest.raises(ConfigError, match="cannot be read"):
         load("no-such.toml")
