@@ -222,6 +222,10 @@ def _attack(text: str | None) -> AttackOptions:
 
     kind, separator, number = (text or "none:0").partition(":")
     table = {"kind": kind, "byzantine": number if separator else 1}
+    if kind in ("sybil", "eclipse"):
+        raise ConfigError(
+            f"--attack {text!r}: that takes members and a network to choose; see `p2pfl simulate`"
+        )
     try:
         return msgspec.convert(table, AttackOptions, strict=False)
     except msgspec.ValidationError as error:

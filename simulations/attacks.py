@@ -2,7 +2,8 @@
 
 Three families.  *Model* attacks forge the vector itself (`forge`).  *Data* attacks train honestly on poisoned
 rows (poisoning.py): `forge` then gives the attacker's own model.  *Protocol* attacks lie about what surrounds
-the vector (protocol_lies.py) and need whole peers: `forge` refuses them.
+the vector (protocol_lies.py) and need whole peers: `forge` refuses them.  Sybils and eclipsers flip signs;
+what they are lies in how they came in and whom they cut off (placement.py).
 
 An attacker is omniscient, as in the literature: for each target it sees the models that the target will mix,
 and forges a vector for this target alone.  Byzantine peers are the last of a run (placement.py).
@@ -34,6 +35,7 @@ __all__ = [
     "KINDS",
     "PROTOCOL_KINDS",
     "TRIGGERED_KINDS",
+    "WORLD_KINDS",
     "AttackOptions",
     "Sight",
     "forge",
@@ -67,6 +69,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "replay": (),
     "equivocation": (),
     "bomb": (),
+    "sybil": (),
+    "eclipse": (),
 }
 # Whoever attacks so trains on poisoned rows.
 DATA_KINDS = ("label-flip", "backdoor", "model-replacement")
@@ -88,8 +92,10 @@ CONCERTED_KINDS = (
     "inf",
     "huge",
 )
-# These need whole peers.
+# These have no vector of their own.
 PROTOCOL_KINDS = ("weight-lie", "wrong-shape", "replay", "equivocation", "bomb")
+# These need whole peers, their membership and their network.
+WORLD_KINDS = (*PROTOCOL_KINDS, "sybil", "eclipse")
 
 # Purpose of an attacker's random draws: "forg" in ASCII.
 FORGE = 0x666F7267
@@ -394,4 +400,6 @@ _FORGERS: dict[str, Callable[[AttackOptions, Sight], Vector | _Floats | None]] =
     "label-flip": _own,
     "backdoor": _own,
     "model-replacement": _model_replacement,
+    "sybil": _sign_flip,
+    "eclipse": _sign_flip,
 }

@@ -33,7 +33,7 @@ from p2pfl.view import PeerView
 
 from . import protocol_lies
 from .attacks import FORGE, PROTOCOL_KINDS, AttackOptions, Sight, forge
-from .placement import fiedler, slowest
+from .placement import VICTIM, fiedler, slowest
 
 __all__ = ["ByzantinePeer"]
 
@@ -201,6 +201,8 @@ class ByzantinePeer:
         assert isinstance(body, np.ndarray)
         k = self.state.mass.k
         if self._is_byzantine(peer) or peer not in self.state.members():
+            return message
+        if self._attack.kind == "eclipse" and self._position(peer) != VICTIM:
             return message
         if self._attack.kind in PROTOCOL_KINDS:
             return protocol_lies.forged(self._attack, message, k=k, position=self._position(peer))

@@ -1,4 +1,4 @@
-"""Which peers are Byzantine, and whom they reach: the same in every engine.
+"""Which peers are Byzantine, how they came in, and whom they reach: the same in every engine.
 
 The last `byzantine` positions in PeerId order attack.  In a random graph that is as good as any; on a ring
 they sit side by side.
@@ -17,11 +17,21 @@ from p2pfl.gossip import topology
 from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
-from p2pfl.run import RunSpec
+from p2pfl.run import RunSpec, run_id
+from p2pfl.trust import admission, membership
+from p2pfl.trust.certificates import countersign, issue_certificate
+from p2pfl.trust.identity import Identity
+from p2pfl.trust.membership import Membership
 
 from .attacks import AttackOptions
+from .network import Partition
 
-__all__ = ["fiedler", "honest_count", "placed", "slowest"]
+__all__ = ["VICTIM", "admitted", "cut_off", "fiedler", "honest_count", "placed", "slowest"]
+
+# The position of the peer that an eclipse is for.
+VICTIM = 0
+# Admission is long past, and lasts longer than any run, in virtual seconds.
+_CERTIFICATE_S = 1e9
 
 # Peers whose weights are decomposed at most: a second or so.
 _DENSE_PEERS = 1024
@@ -59,6 +69,47 @@ def placed(spec: RunSpec, attack: AttackOptions, peers: int) -> RunSpec:
     explicit = TopologyOptions(kind="explicit", edges=tuple(pairs), directed=directed or None)
     gossip = msgspec.structs.replace(spec.gossip, topology=explicit)
     return msgspec.structs.replace(spec, gossip=gossip)
+
+
+def admitted(spec: RunSpec, attack: AttackOptions, keys: Sequence[Identity]) -> Membership | None:
+    """The membership that a world begins with: None makes everybody a founder.
+
+    Sybils are guests: the honest are the founders, and the same quorum of them has signed for every Sybil, as
+    where one person talks them into it again and again.   keys: of all peers, in order.
+    Raises ConfigError when a quorum of the honest cannot sign one certificate.
+    """
+    if attack.kind != "sybil" or not attack.byzantine:
+        return None
+    honest = honest_count(attack, len(keys))
+    quorum = honest // 2 + 1
+    state = membership.genesis(run_id(spec), [key.peer_id for key in keys[:honest]], quorum)
+    for number, guest in enumerate(keys[honest:]):
+        certificate = issue_certificate(
+            keys[0],
+            run=run_id(spec),
+            subject=guest.peer_id,
+            now=0.0,
+            nonce=number.to_bytes(16, "big"),
+            lasts_s=_CERTIFICATE_S,
+        )
+        for founder in keys[1:quorum]:
+            certificate = countersign(certificate, founder)
+        state, _ = admission.admit(state, certificate, 0.0)
+    return state
+
+
+def cut_off(attack: AttackOptions, peers: int, fit_s: float, rounds: int) -> tuple[Partition, ...]:
+    """The cuts that attackers make: an eclipse leaves the first peer nobody but them, until training ends."""
+    if attack.kind != "eclipse" or not attack.byzantine:
+        return ()
+    honest = honest_count(attack, peers)
+    attackers = range(honest, peers)
+    others = [i for i in range(peers) if i != VICTIM]
+    return (
+        Partition(
+            start_s=attack.starts_at * fit_s, end_s=rounds * fit_s, groups=[[VICTIM, *attackers], others]
+        ),
+    )
 
 
 def fiedler(plan: Plan, honest: Sequence[int]) -> tuple[float, Floats]:

@@ -25,7 +25,7 @@ from p2pfl.trust.options import TrustOptions
 
 from . import expect
 from . import grid as grids
-from .attacks import PROTOCOL_KINDS, AttackOptions
+from .attacks import WORLD_KINDS, AttackOptions
 from .churn import ChurnOptions
 from .expect import Expectation
 from .grid import Axis
@@ -263,7 +263,7 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
     trust = msgspec.structs.replace(spec.trust, founders=(), quorum=1, aggregator=TrustOptions().aggregator)
     checks = {
         "simulation.churn": simulation.churn == ChurnOptions(),
-        f"simulation.attack {simulation.attack.kind!r}": simulation.attack.kind not in PROTOCOL_KINDS,
+        f"simulation.attack {simulation.attack.kind!r}": simulation.attack.kind not in WORLD_KINDS,
         f"simulation.attack with control {simulation.control!r}": not simulation.attack.byzantine
         or simulation.control not in ("centralised", "without-weights"),
         "simulation.network.loss, duplication or reorder": not (

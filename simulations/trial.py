@@ -24,7 +24,7 @@ from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
-from .placement import honest_count
+from .placement import admitted, cut_off, honest_count
 from .poisoning import byzantine_site
 from .population import Population
 from .scenario import NetworkOptions, Scenario
@@ -57,8 +57,8 @@ def make_world(
         for i, site in enumerate(_sites(scenario, workload))
     ]
 
-    names = [key.peer_id for key in identities(options.peers, spec.run.seed)]
-    positions = {name: i for i, name in enumerate(names)}
+    keys = identities(options.peers, spec.run.seed)
+    positions = {key.peer_id: i for i, key in enumerate(keys)}
     machines: list[Machine] = []
 
     def sees(name: PeerId) -> Vector | None:
@@ -74,7 +74,11 @@ def make_world(
         spec,
         sites,
         link=options.network.link(),
-        partitions=options.network.cuts(),
+        partitions=(
+            *options.network.cuts(),
+            *cut_off(options.attack, options.peers, max(fits), spec.run.rounds),
+        ),
+        begin=admitted(spec, options.attack, keys),
         crypto=options.crypto,
         inline_bytes=INLINE_BODY_BYTES,
         awaited=honest,

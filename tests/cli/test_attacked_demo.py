@@ -43,7 +43,7 @@ def test_peers_counts_all_nodes_and_rows_are_dealt_to_the_honest() -> None:
     assert planned("alie").attack.byzantine == 1
 
 
-@pytest.mark.parametrize("text", ["krum:1", "alie:none", "alie:-1", "alie:5", "alie:4"])
+@pytest.mark.parametrize("text", ["krum:1", "alie:none", "alie:-1", "alie:5", "alie:4", "sybil:1"])
 def test_an_attack_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="attack"):
         planned(text)

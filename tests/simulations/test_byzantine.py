@@ -252,6 +252,42 @@ def test_what_two_honest_disks_hold_of_an_equivocator_is_a_proof() -> None:
     assert witness.check(proofs[world.names[4]]) == world.names[4]
 
 
+def test_sybils_are_guests_whom_the_same_founders_let_in() -> None:
+    world, heard = world_of({"kind": "sybil", "byzantine": 3}, n=8, crypto=True)
+    assert finished(world)
+    state = world.peer(0).state
+    assert state.consortium.membership.founders == tuple(world.names[:5])
+    assert state.members() == tuple(world.names)
+    certificates = state.consortium.membership.certificates
+    signers = {tuple(sorted(c.signatures)) for c in certificates.values()}
+    assert len(signers) == 1
+    voices = {bodies(heard[0], name, 2)[0].tobytes() for name in world.names[5:]}
+    assert len(voices) == 1
+
+
+def test_an_eclipsed_peer_pauses_below_its_quorum_and_comes_back() -> None:
+    attack = {"kind": "eclipse", "byzantine": 2, "starts_at": 3}
+    world, heard = world_of(attack, n=7, run={"rounds": 12})
+    assert finished(world)
+    assert facts(world, 0, "paused")
+    assert facts(world, 0, "resumed")
+    models = np.stack([world.peer(i).model() for i in range(5)])
+    assert np.abs(models - models[1:].mean(axis=0)).max() < 1
+    # Nobody else is lied to: a forged model would be negative.
+    for number in (1, 5):
+        sent = bodies(heard[1], world.names[5], number)[0]
+        assert sent.min() > 0
+
+
+def test_an_eclipsed_peer_without_a_quorum_believes_what_it_is_told() -> None:
+    attack = {"kind": "eclipse", "byzantine": 2, "starts_at": 1}
+    world, _ = world_of(attack, n=7, run={"rounds": 12, "quorum": 0.0})
+    world.run(until_s=11.5)
+    astray, led = world.peer(0).model(), world.peer(1).model()
+    assert np.linalg.norm(astray - led) > 1
+    assert not facts(world, 0, "paused")
+
+
 def test_who_never_finishes_is_not_waited_for() -> None:
     # Nobody hears a silent attacker among push-sum's edges; the honest end, whatever becomes of it.
     world, _ = world_of({"kind": "silent", "byzantine": 2}, gossip=SHARE)

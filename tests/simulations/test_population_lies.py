@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from populations import agreement, made, ran, workload
 
-from p2pfl.simulations.attacks import KINDS, PROTOCOL_KINDS, AttackOptions
+from p2pfl.simulations.attacks import KINDS, WORLD_KINDS, AttackOptions
 from p2pfl.simulations.population import Population
 from p2pfl.simulations.scenario import Scenario, load
 from p2pfl.simulations.trial import _sites, make_world, run_trial
 from p2pfl.simulations.workload import Workload, cut
 
 _REFUSED = ("nan", "inf", "huge", "silent")
-_SEEN = sorted(set(KINDS) - {"none", *PROTOCOL_KINDS, *_REFUSED})
+_SEEN = sorted(set(KINDS) - {"none", *WORLD_KINDS, *_REFUSED})
 
 
 def _scenario(kind: str, *settings: str, engine: str = "population", placement: str = "members") -> Scenario:
