@@ -31,7 +31,7 @@ from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
 from .world import World
 
-__all__ = ["make_world", "run_trial"]
+__all__ = ["make_world", "run_trial", "sites_of"]
 
 # Machines down at the end are started again this often, so that nobody's run is cut short by a late crash.
 _REVIVALS = 8
@@ -54,7 +54,7 @@ def make_world(
             fit_s=fits[i % len(fits)],
             evaluate_s=options.evaluate_s,
         )
-        for i, site in enumerate(_sites(scenario, workload))
+        for i, site in enumerate(sites_of(scenario, workload))
     ]
 
     keys = identities(options.peers, spec.run.seed)
@@ -90,7 +90,7 @@ def make_world(
     return world
 
 
-def _sites(scenario: Scenario, workload: Workload) -> list[Site]:
+def sites_of(scenario: Scenario, workload: Workload) -> list[Site]:
     """The honest peers' sites, then the attackers'.   workload: that of the honest."""
     spec, attack, peers = scenario.spec, scenario.simulation.attack, scenario.simulation.peers
     honest = honest_count(attack, peers)
@@ -192,7 +192,7 @@ def _run_population(
     population = Population(
         spec,
         workload.factory,
-        _sites(scenario, workload),
+        sites_of(scenario, workload),
         control=options.control,
         attack=options.attack,
         consensus_every=options.consensus_every,
