@@ -114,9 +114,9 @@ def admitted_by(spec: RunSpec, identity: Identity, ticket: Ticket | None) -> str
             f"{identity.peer_id} is not a founder of {spec.run.name!r} and has no ticket; "
             f"ask a founder for one: `p2pfl trust invite {identity.peer_id}`"
         )
-    if ticket.certificate.subject != identity.peer_id:
+    if ticket.subject != identity.peer_id:
         raise RefusedError(
-            f"the ticket is for {ticket.certificate.subject}, this node is {identity.peer_id}; "
+            f"the ticket is for {ticket.subject}, this node is {identity.peer_id}; "
             "ask for a ticket of your own"
         )
     if ticket.run != run_id(spec):

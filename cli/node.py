@@ -12,6 +12,7 @@ import click
 from p2pfl.errors import ConfigError, LocalError, NotRunningError, StoreError
 
 from . import home as homes
+from .rotate import rotate_key
 from .start import start
 from .terminal import Terminal, pass_terminal
 
@@ -27,10 +28,11 @@ _BACKUP_S = 600.0
 
 @click.group(epilog="Example: p2pfl node init --name st-marys && p2pfl node start")
 def node() -> None:
-    """The site's node: init, start, stop, backup, restore, service."""
+    """The site's node: init, start, stop, backup, restore, rotate-key, service."""
 
 
 node.add_command(start)
+node.add_command(rotate_key)
 
 
 def _settings_text(

@@ -185,22 +185,40 @@ def hash_(terminal: Terminal, file: Path | None) -> None:
 @click.argument("file", type=_FILE)
 @click.option("--ticket", help="What a founder's `trust invite` printed; founders need none.")
 @click.option(
+    "--recovery", type=_FILE, metavar="FILE", help="The recovery key of a ticket whose own key is lost."
+)
+@click.option(
     "--bootstrap", multiple=True, metavar="MULTIADDR", help="Members to dial first, beside the ticket's."
 )
 @click.option("--yes", is_flag=True, help="Consent without being asked.")
 @pass_terminal
-def join(terminal: Terminal, file: Path, ticket: str | None, bootstrap: tuple[str, ...], yes: bool) -> None:
-    """Agree to FILE: shows what is shared with whom, asks, and remembers it for `node start`."""
+def join(
+    terminal: Terminal,
+    file: Path,
+    ticket: str | None,
+    recovery: Path | None,
+    bootstrap: tuple[str, ...],
+    yes: bool,
+) -> None:
+    """Agree to FILE: shows what is shared with whom, asks, and remembers it for `node start`.
+
+    With --recovery this node takes the place of the one that the ticket was for, whose key is refused then.
+    """
     from p2pfl.run import load, run_id
+    from p2pfl.trust.identity import load as load_key
     from p2pfl.trust.tickets import parse_ticket
 
     from .agreement import in_plain_words
     from .client import ControlClient
+    from .rotate import succeeded
 
     home = terminal.home
     identity = homes.identity_of(home)
     spec = load(file)
     parsed = parse_ticket(ticket) if ticket else None
+    if parsed is not None and recovery is not None:
+        ticket = succeeded(parsed, load_key(recovery.expanduser()), identity)
+        parsed = parse_ticket(ticket)
     capacity = homes.admitted_by(spec, identity, parsed)
     joined = homes.joined_run(home)
     changes = joined is not None and run_id(joined) != run_id(spec)

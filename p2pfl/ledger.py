@@ -33,6 +33,8 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     version: int = _VERSION
     run: str
+    # Whose it is: a key that followed another finds the other's.
+    me: str
     incarnation: int
     rebirths: int = 0
     begun: bool = False

@@ -171,7 +171,9 @@ class Peer:
         k = len(event.statistics)
         state.statistics = event.statistics
         state.schema_hash = hashlib.sha256(event.schema_hash + k.to_bytes(4, "big")).digest()
-        if event.snapshot is None:
+        if event.snapshot is None or not recovery.is_own(state, event.snapshot):
+            if event.snapshot is not None:
+                recovery.inherit(state, event.snapshot)
             state.mass = state.mass_of(event.parameters, k)
             state.nominal = float(event.samples) if state.spec.run.weights == "samples" else 1.0
             state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()

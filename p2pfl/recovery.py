@@ -6,14 +6,32 @@ import numpy as np
 
 from p2pfl import ledger as ledgers
 from p2pfl.errors import P2PFLError
-from p2pfl.events import Started
+from p2pfl.events import Snapshot, Started
 from p2pfl.gossip.links import Links
 from p2pfl.ids import PeerId
 from p2pfl.state import State
 from p2pfl.trust.audit import head_of
 from p2pfl.witness import statement_in
 
-__all__ = ["restore"]
+__all__ = ["inherit", "is_own", "restore"]
+
+
+def is_own(state: State, snapshot: Snapshot) -> bool:
+    """Whether `snapshot` is this key's, and not that of one it stands in the place of.  Raises StoreError."""
+    return ledgers.decode(snapshot.ledger).me == state.me
+
+
+def inherit(state: State, snapshot: Snapshot) -> None:
+    """Take over what an earlier key of this site left on its disk, but for its mass and its edges.
+
+    Those were handed over, or are the network's to write off.  Membership, levels, the audit log and what the
+    learner keeps to itself are the site's, whatever its key.   Raises StoreError.
+    """
+    ledger = ledgers.decode(snapshot.ledger)
+    state.log, state.witnessed = ledger.log, dict(ledger.witnessed)
+    state.left = set(ledger.left)
+    state.learner_state, state.learner_restored = ledger.learner_state, not ledger.learner_state
+    state.consortium.restore(ledger.consortium, state.now)
 
 
 def restore(state: State, event: Started, k: int) -> None:

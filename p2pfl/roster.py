@@ -43,6 +43,8 @@ def _decide_members(state: State, before: Membership) -> None:
     now = state.consortium.membership
     for peer in sorted(now.certificates.keys() - before.certificates.keys()):
         state.decide("admission", peer, "admitted", rule="quorum")
+    for peer in sorted(now.successions.keys() - before.successions.keys()):
+        state.decide("admission", peer, "replaced", rule="succession")
     for peer in sorted(now.revocations):
         if membership.is_revoked(now, peer) and not membership.is_revoked(before, peer):
             state.decide("admission", peer, "revoked", rule="quorum")

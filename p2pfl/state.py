@@ -227,6 +227,7 @@ class State:
         self.pool.retain({entry.header.digest.hex() for _, entry in self.links.unresolved()})
         ledger = ledgers.Ledger(
             run=self.run,
+            me=self.me,
             incarnation=self.incarnation,
             rebirths=self.rebirths,
             begun=self.begun,

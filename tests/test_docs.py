@@ -113,7 +113,7 @@ def test_every_option_appears_in_the_guides() -> None:
 
 def test_every_command_and_option_in_the_guides_exists() -> None:
     commands = dict(every_command(main.main))
-    used = re.findall(r"(?:^|`|\$ |&& )p2pfl ((?:[a-z]+ ?)+)", GUIDES, re.MULTILINE)
+    used = re.findall(r"(?:^|`|\$ |&& )p2pfl ((?:[a-z][a-z-]* ?)+)", GUIDES, re.MULTILINE)
     for words in used:
         first, second = (*words.split(), "")[:2]
         assert f"p2pfl {first}" in commands, words

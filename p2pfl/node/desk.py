@@ -160,10 +160,12 @@ class Desk:
         rows = []
         for peer in sorted(known):
             certificate = membership.certificate_of(consortium.membership, peer)
+            # Its name is that of the key in its place.
+            is_replaced = membership.is_replaced(consortium.membership, peer)
             rows.append(
                 {
                     "peer_id": peer,
-                    "name": certificate.name if certificate else "",
+                    "name": certificate.name if certificate and not is_replaced else "",
                     "founder": peer in consortium.membership.founders,
                     "self": peer == node.identity.peer_id,
                     "standing": consortium.standing(peer, now),

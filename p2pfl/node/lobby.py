@@ -12,6 +12,7 @@ from p2pfl.ids import PeerId
 from p2pfl.net.bodies import decode_structured, encode_structured
 from p2pfl.net.transport import Gate, Standing, Transport
 from p2pfl.trust import admission, certificates, membership, successions
+from p2pfl.trust.membership import Membership
 
 __all__ = ["Lobby"]
 
@@ -60,8 +61,7 @@ class Lobby:
             record = certificates.encode_revocation(state.revocations[peer])
             return _YES + encode_structured(Kind.ROSTER, Roster(revocations=(record,)))
         if membership.is_replaced(state, peer):
-            records = tuple(map(successions.encode_succession, state.successions[peer]))
-            return _YES + encode_structured(Kind.ROSTER, Roster(successions=records))
+            return _YES + encode_structured(Kind.ROSTER, _end_of(state, peer))
         try:
             after, changed = admission.petition(state, peer, frame, self._now())
         except RefusedError as error:
@@ -102,6 +102,21 @@ class Lobby:
             raise RefusedError(notice.text if self._ticket else stranger, peer)
         roster = decode_structured(Kind.ROSTER, answer[1:])
         await self._ask(Commanded(verb="roster", arguments={"roster": roster}))
+
+
+def _end_of(state: Membership, peer: PeerId) -> Roster:
+    """Why `peer`, whose key is replaced, is no member any more: what it was one by, and what followed."""
+    names = (peer, *membership.predecessors(state, peer))
+    return Roster(
+        certificates=tuple(
+            certificates.encode_certificate(state.certificates[name])
+            for name in names
+            if name in state.certificates
+        ),
+        successions=tuple(
+            successions.encode_succession(one) for name in reversed(names) for one in state.successions[name]
+        ),
+    )
 
 
 def _no(text: str) -> bytes:

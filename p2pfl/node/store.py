@@ -145,6 +145,7 @@ class Store:
                 sql.execute(
                     "INSERT INTO runs (run, state, at, snapshot, digest, files, ledger)"
                     " VALUES (?, 'running', ?, ?, ?, ?, ?) ON CONFLICT (run) DO UPDATE SET at = excluded.at,"
+                    " state = 'running',"
                     " snapshot = excluded.snapshot, digest = excluded.digest, files = excluded.files,"
                     " ledger = excluded.ledger",
                     (run, at, written.name, written.digest, files, snapshot.ledger),

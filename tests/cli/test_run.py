@@ -332,7 +332,7 @@ def test_leaving_needs_consent(home: Path) -> None:
 def committed(home: Path, agreement: Path, w: float) -> None:
     """A disk that holds x = w * (0, 1, 2, ...) of `agreement`."""
     x = np.float32(w) * np.arange(21, dtype=np.float32)
-    book = ledger.Ledger(run=run_id(load(agreement)), incarnation=1, w=w, round=9)
+    book = ledger.Ledger(run=run_id(load(agreement)), me="me", incarnation=1, w=w, round=9)
     with Store.open(home) as store:
         store.commit(run_id(load(agreement)), ledger.write(book, x, None, ledger.Pool()), (), 1.0)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from p2pfl.node.store import Store
 from p2pfl.run import run_id
 from p2pfl.trust import certificates, membership
 from p2pfl.trust.identity import Identity
-from p2pfl.trust.successions import Petition, encode_petition
+from p2pfl.trust.successions import Petition, decode_petition, encode_petition, issue_succession
 
 
 async def run_all(sites: Sites, n: int) -> None:
@@ -345,3 +347,38 @@ async def test_a_learner_that_hangs_pauses_its_node_and_delays_the_others_by_no_
     for i in (1, 2):
         assert max(row["seconds"] for row in sites.rounds(i)) <= spec.run.deadline_s
     assert sites.mass().error < 1e-12
+
+
+async def test_a_member_under_a_new_key_shows_both_in_a_lobby_and_goes_on_with_its_site_s_memory(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    founders = keys(5)[:3]
+    sites = Sites(tmp_path, agreement(founders, run={"rounds": 30, "members_at_start": 4}), keys(5))
+    ticket = decode_petition(invitation(sites, 3, signed_by=founders[:2]))
+    async with trio.open_nursery() as nursery:
+        for i in range(3):
+            await nursery.start(partial(sites.live, i, bootstrap=[j for j in range(3) if j != i]))
+        await nursery.start(partial(sites.live, 3, bootstrap=[0], ticket=encode_petition(ticket)))
+        await sites.until(lambda: len(sites.rounds(3)) == 4)
+        await Desk(sites.nodes[3], name="site3", run_sync=inline).command("leave", {})
+        await sites.until(lambda: 3 in sites.outcomes)
+        await trio.sleep(0.5)
+        shutil.copytree(sites.home(3), sites.home(4))
+        made = issue_succession(
+            sites.identities[3], sites.identities[4], run=run_id(sites.spec), old=sites.name(3), now=WALL
+        )
+        renamed = encode_petition(replace(ticket, successions=(made,)))
+        await nursery.start(partial(sites.live, 4, bootstrap=[2], ticket=renamed))
+        await sites.until(lambda: len(sites.rounds(4)) > 2)
+        assert [standing(sites, i, 3) for i in (0, 1, 2)] == ["revoked"] * 3
+        assert [standing(sites, i, 4) for i in (0, 1, 2)] == ["member"] * 3
+        # Whoever still has the old key gets as far as the lobby, and is told.
+        shutil.rmtree(sites.home(3))
+        await nursery.start(partial(sites.live, 3, bootstrap=[1], ticket=encode_petition(ticket)))
+        await sites.until(lambda: sites.outcomes.get(3) is not None and sites.outcomes[3].reason == "revoked")
+    assert {sites.outcomes[i].reason for i in (0, 1, 2, 4)} == {"done"}
+    assert sites.nodes[4].view.w > 0
+    held = sum(sites.nodes[i].view.w for i in (0, 1, 2, 4))
+    assert held == pytest.approx(4, rel=1e-12)
+    with Store.open(sites.home(4)) as store:
+        assert store.runs()[0]["state"] == "done"

@@ -101,6 +101,9 @@ class Guide:
         if " node init " in step.command and (peer := _PEER.search(done.stdout)):
             # A site that puts its old key back keeps the id that the others were told.
             self.variables.setdefault(step.site.upper(), peer.group())
+        if " --recovery " in step.command and " run join " in step.command:
+            # The site's old key is no more.
+            self.variables[step.site.upper()] = self._id_of(step.site)
         if " node init " in step.command and (spare := _RECOVERY.search(done.stdout)):
             self.variables.setdefault(f"{step.site.upper()}_RECOVERY", spare.group(1))
         if " node start " in step.command and (pid := _PID.search(done.stdout)):
@@ -118,6 +121,12 @@ class Guide:
         """Return once the node has stopped: its log then ends."""
         done = self.do(Step(site=site, command="p2pfl log --follow > following.txt"))
         assert done.returncode in (0, 3), done.stderr
+
+    def _id_of(self, site: str) -> str:
+        asked = self.do(Step(site=site, command="p2pfl doctor --offline --json"))
+        found = re.search(r'"check": ?"key".*?(12D3KooW\w+)', asked.stdout)
+        assert found, asked.stdout
+        return found.group(1)
 
     def stop(self) -> None:
         """End every daemon that was started here."""
