@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from p2pfl.trust.gram import Floats, Rows, Vector, differences
 
-__all__ = ["Window", "middle", "trimmed", "around_median", "average_window"]
+__all__ = ["Window", "Averaged", "middle", "trimmed", "around_median", "average_window"]
 
-# Given the sorted values of a block, (n, w): the mean of each window, (w,) float64, and its ends, (w,) each.
-Window: TypeAlias = Callable[[NDArray[Any]], tuple[Floats, NDArray[Any], NDArray[Any]]]
+# Given the sorted values of each coordinate of a block, (w, n): the mean of each window and its ends, (w,) each.
+Window: TypeAlias = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 
-# Coordinates sorted at a time: 50 rows of them stay in the second-level cache.
-_WIDTH = 4096
+# Coordinates sorted at a time: 50 rows of them and their transpose stay in the second-level cache.  One
+# coordinate's values must lie side by side for numpy to sort them with vector instructions: 1e6 times 50
+# take .09 s so, .26 s along the first axis.
+_WIDTH = 2**12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,11 @@ def middle(n: int) -> Window:
 def trimmed(n: int, f: int) -> Window:
     """The mean without the f smallest and f largest.  n > 2f."""
 
-    def window(values: NDArray[Any]) -> tuple[Floats, NDArray[Any], NDArray[Any]]:
-        kept = values[f : n - f]
-        return kept.mean(axis=0, dtype=np.float64), kept[0], kept[-1]
+    def window(ordered: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        kept, centre = ordered[:, f : n - f], ordered[:, n // 2]
+        # About the median, so that float32 suffices far from 0; a product, because BLAS adds faster.
+        mean = centre + (kept - centre[:, None]) @ np.full(n - 2 * f, 1 / (n - 2 * f), ordered.dtype)
+        return mean, kept[:, 0], kept[:, -1]
 
     return window
 
@@ -51,13 +55,12 @@ def trimmed(n: int, f: int) -> Window:
 def around_median(n: int, keep: int) -> Window:
     """The mean of the `keep` values nearest the median; of two equally far, the smaller."""
 
-    def window(values: NDArray[Any]) -> tuple[Floats, NDArray[Any], NDArray[Any]]:
-        values = values.astype(np.float64)
-        centre = values[(n - 1) // 2 : n // 2 + 1].mean(axis=0)
-        reach = np.maximum(centre - values[: n - keep + 1], values[keep - 1 :] - centre)
-        first = reach.argmin(axis=0)
-        kept = np.take_along_axis(values, first + np.arange(keep)[:, None], axis=0)
-        return kept.mean(axis=0), kept[0], kept[-1]
+    def window(ordered: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        centre = ordered[:, (n - 1) // 2 : n // 2 + 1].mean(axis=1, dtype=np.float64)[:, None]
+        reach = np.maximum(centre - ordered[:, : n - keep + 1], ordered[:, keep - 1 :] - centre)
+        first = reach.argmin(axis=1)[:, None]
+        kept = np.take_along_axis(ordered, first + np.arange(keep), axis=1)
+        return kept.mean(axis=1, dtype=np.float64), kept[:, 0], kept[:, -1]
 
     return window
 
@@ -68,22 +71,24 @@ def average_window(
     """The window's mean of every coordinate of the rows, or None when a value is not finite.
 
     mixing: (k, n), rows sum to 1; the window is then of mixing @ rows, and shares are of those k.
+    O(nd log n), or O(knd) with a mixing.
     """
-    point = rows[0] if mixing is not None else np.zeros_like(rows[0])
+    point = None if mixing is None else rows[0]
     weights = None if mixing is None else mixing.astype(np.float64 if wide else np.float32)
-    vector = np.empty(len(point), np.float32)
-    shares = np.zeros(len(rows) if mixing is None else len(mixing))
+    k, d = len(rows) if mixing is None else len(mixing), len(rows[0])
+    vector, shares = np.empty(d, np.float32), np.zeros(k)
     with np.errstate(all="ignore"):
         for columns, block in differences(rows, point, wide=wide, width=_WIDTH):
             values = block if weights is None else weights @ block
-            ordered = np.sort(values, axis=0)
-            if not np.isfinite(ordered[[0, -1]]).all():
-                return None
+            ordered = values.T.copy()
+            ordered.sort(axis=1)
             mean, low, high = window(ordered)
-            vector[columns] = mean + point[columns]
+            if not (np.isfinite(ordered[:, [0, -1]]).all() and np.isfinite(mean).all()):
+                return None
+            vector[columns] = mean if point is None else mean + point[columns]
             if explain:
                 inside = (values >= low) & (values <= high)
                 shares += (inside / inside.sum(axis=0)).sum(axis=1)
     if explain:
-        shares = shares / len(point) if len(point) else np.full(len(shares), 1.0 / len(shares))
+        shares = shares / d if d else np.full(k, 1.0 / k)
     return Averaged(vector=vector, shares=shares)

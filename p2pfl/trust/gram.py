@@ -48,22 +48,25 @@ _OFFSET = 30.0
 
 
 def differences(
-    rows: Rows, point: Vector, *, wide: bool = False, width: int = _WIDTH
+    rows: Rows, point: Vector | None, *, wide: bool = False, width: int = _WIDTH
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Blocks of rows - point: a slice of the coordinates, and (n, w) float32, or float64 if `wide`.
+    """Blocks of rows - point, or of rows: a slice of the coordinates, and (n, w) float32, float64 if `wide`.
 
     The blocks share one buffer: use each before the next is asked for.
     """
-    n, d = len(rows), len(point)
+    n, d = len(rows), len(rows[0])
     width = max(1, min(d, width, _BLOCK // max(1, n)))
     buffer = np.empty((n, width), np.float64 if wide else np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, d, width):
             columns = slice(start, min(start + width, d))
             block = buffer[:, : columns.stop - start]
-            near = point[columns].astype(buffer.dtype) if wide else point[columns]
+            near = None if point is None else point[columns].astype(buffer.dtype, copy=False)
             for row, out in zip(rows, block, strict=True):
-                np.subtract(row[columns], near, out=out)
+                if near is None:
+                    out[:] = row[columns]
+                else:
+                    np.subtract(row[columns], near, out=out)
             yield columns, block
 
 
@@ -83,7 +86,7 @@ def products(rows: Rows, point: Vector, *, wide: bool = False) -> tuple[Floats, 
     """Inner products of the rows with `point`, and with themselves, (n,) each; not finite as `squares_to`."""
     dots, total = np.zeros(len(rows)), np.zeros(len(rows))
     with np.errstate(all="ignore"):
-        for columns, block in differences(rows, np.zeros_like(point), wide=wide):
+        for columns, block in differences(rows, None, wide=wide):
             dots += block @ point[columns].astype(block.dtype)
             total += np.vecdot(block, block)
     return dots, total
