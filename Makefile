@@ -59,6 +59,7 @@ check: lint types layers test-fast
 bench: setup
 	$(BIN)/python benchmarks/transport.py
 	$(BIN)/python benchmarks/round_overhead.py
+	benchmarks/with_byzfl.sh
 
 docs: setup
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -18,7 +18,7 @@ from p2pfl.trust.gram import Floats, Rows, Vector, differences
 
 __all__ = ["Window", "Averaged", "middle", "trimmed", "around_median", "average_window"]
 
-# Given the sorted values of each coordinate of a block, (w, n): the mean of each window and its ends, (w,) each.
+# Given the sorted values of each coordinate of a block, (w, n): the windows' means and their ends, (w,) each.
 Window: TypeAlias = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 
 # Coordinates sorted at a time: 50 rows of them and their transpose stay in the second-level cache.  One
@@ -42,12 +42,13 @@ def middle(n: int) -> Window:
 
 def trimmed(n: int, f: int) -> Window:
     """The mean without the f smallest and f largest.  n > 2f."""
+    divisor = np.float32(n - 2 * f)
+    ones = np.ones(n - 2 * f, np.float32)
 
     def window(ordered: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        kept, centre = ordered[:, f : n - f], ordered[:, n // 2]
-        # About the median, so that float32 suffices far from 0; a product, because BLAS adds faster.
-        mean = centre + (kept - centre[:, None]) @ np.full(n - 2 * f, 1 / (n - 2 * f), ordered.dtype)
-        return mean, kept[:, 0], kept[:, -1]
+        kept = ordered[:, f : n - f]
+        # A product, because BLAS adds along rows three times as fast as numpy.
+        return kept @ ones / divisor, kept[:, 0], kept[:, -1]
 
     return window
 
@@ -73,6 +74,7 @@ def average_window(
     mixing: (k, n), rows sum to 1; the window is then of mixing @ rows, and shares are of those k.
     O(nd log n), or O(knd) with a mixing.
     """
+    # A product in float32 is as good as its terms are small.
     point = None if mixing is None else rows[0]
     weights = None if mixing is None else mixing.astype(np.float64 if wide else np.float32)
     k, d = len(rows) if mixing is None else len(mixing), len(rows[0])
@@ -83,7 +85,8 @@ def average_window(
             ordered = values.T.copy()
             ordered.sort(axis=1)
             mean, low, high = window(ordered)
-            if not (np.isfinite(ordered[:, [0, -1]]).all() and np.isfinite(mean).all()):
+            ends = ordered[:, 0] + ordered[:, -1]
+            if not (np.isfinite(ends).all() and np.isfinite(mean).all()):
                 return None
             vector[columns] = mean if point is None else mean + point[columns]
             if explain:

@@ -84,8 +84,10 @@ def solve(task: Task) -> tuple[Vector, Floats] | None:
     is_anchored = anchor is not None and (task.name in ANCHORED or task.name == "centered-clipping")
     point = anchor if anchor is not None and is_anchored else rows[int(coefficients.argmax())]
     vector = gram.combine(rows, coefficients, point, wide=task.wide)
-    if not np.isfinite(vector).all():
-        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum that overflows costs another try, no more.
+        if not task.wide and not np.isfinite(vector.sum()):
+            return None
     if is_anchored and task.own is not None:
         coefficients = coefficients.copy()
         coefficients[task.own] += 1.0 - coefficients.sum()
@@ -107,7 +109,8 @@ def _mixing(task: Task, between: Floats | None) -> Floats | None:
 
 def _by_coordinate(task: Task, mixing: Floats | None, between: Floats | None) -> tuple[Vector, Floats] | None:
     rows, f = task.rows, task.f
-    k = len(rows) if mixing is None else len(mixing)
+    origin = np.eye(len(rows)) if mixing is None else mixing
+    k = len(origin)
     match task.name:
         case "coordinate-median":
             window = coordinates.middle(k)
@@ -118,12 +121,14 @@ def _by_coordinate(task: Task, mixing: Floats | None, between: Floats | None) ->
         case _:
             assert between is not None
             picked = selection.bulyan_selection(between[:k, :k], f)
-            mixing = np.eye(k)[picked] if mixing is None else mixing[picked]
             window = coordinates.around_median(len(picked), max(1, len(picked) - 2 * f))
+            origin = origin[picked]
+            if mixing is None:
+                rows = [rows[j] for j in picked]
+            else:
+                mixing = mixing[picked]
     averaged = coordinates.average_window(rows, window, mixing=mixing, wide=task.wide, explain=task.explain)
-    if averaged is None:
-        return None
-    return averaged.vector, averaged.shares if mixing is None else averaged.shares @ mixing
+    return None if averaged is None else (averaged.vector, averaged.shares @ origin)
 
 
 def _around_anchor(task: Task, distances: Floats, weights: Floats, own: int | None) -> Floats:

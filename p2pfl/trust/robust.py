@@ -65,7 +65,7 @@ class Weighing:
 
 def aggregate(
     rule: str,
-    vectors: Rows | NDArray[np.float32],
+    vectors: Rows,
     *,
     f: float,
     anchor: Vector | None = None,
@@ -77,7 +77,7 @@ def aggregate(
 
 def weigh(
     rule: str,
-    vectors: Rows | NDArray[np.float32],
+    vectors: Rows,
     *,
     f: float,
     anchor: Vector | None = None,
@@ -110,7 +110,7 @@ def weigh(
 
 def _weigh(
     rule: str,
-    vectors: Rows | NDArray[np.float32],
+    vectors: Rows,
     f: float,
     anchor: Vector | None,
     parameters: Mapping[str, Any],
@@ -118,7 +118,7 @@ def _weigh(
     explain: bool,
 ) -> Weighing:
     pre, name, options = options_of(rule, parameters)
-    rows = list(vectors)
+    rows = vectors if isinstance(vectors, np.ndarray) else list(vectors)
     _check_rows(name, rows, anchor)
     n = len(rows)
     count = count_f(f, n)
@@ -164,10 +164,10 @@ def _weigh(
 
 
 def _check_rows(name: str, rows: Rows, anchor: Vector | None) -> None:
-    if anchor is None and (not rows or name in ANCHORED):
+    if anchor is None and (not len(rows) or name in ANCHORED):
         raise AggregationError(
             f"rule {name!r} needs an anchor, the receiver's own model"
-            if rows
+            if len(rows)
             else "there is nothing to aggregate: no row and no anchor"
         )
     d = len(rows[0]) if anchor is None else len(anchor)
@@ -235,6 +235,6 @@ def _nothing_finite(rows: Rows, anchor: Vector | None) -> Weighing:
         vector=np.full(len(rows[0]), np.nan, np.float32) if anchor is None else anchor.copy(),
         weights=np.zeros(len(rows)),
         distances=np.full(len(rows), np.inf),
-        is_bound_broken=bool(rows),
+        is_bound_broken=len(rows) > 0,
         bad=tuple(range(len(rows))),
     )

@@ -43,7 +43,7 @@ def test_identical_rows_give_themselves(rule: str) -> None:
     result = weigh(rule, x, f=2, **arguments(rule, x))
     np.testing.assert_allclose(result.vector, x[0], rtol=1e-6)
     assert result.weights.sum() == pytest.approx(1)
-    np.testing.assert_array_equal(result.distances, np.zeros(7))
+    np.testing.assert_allclose(result.distances, np.zeros(7), atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", NAMES)
@@ -308,4 +308,4 @@ def test_a_common_offset_changes_nothing_but_the_resolution(rule: str, offset: f
     at_zero = weigh(rule, x, f=2, **more)
     far = weigh(rule, shifted, f=2, **(more | arguments(rule, shifted)))
     np.testing.assert_allclose(far.weights, at_zero.weights, atol=1e-6)
-    np.testing.assert_allclose(far.vector - np.float32(offset), at_zero.vector, atol=offset * 1.2e-7 + 1e-6)
+    np.testing.assert_allclose(far.vector - np.float32(offset), at_zero.vector, atol=offset * 5e-7 + 1e-6)
