@@ -53,7 +53,9 @@ def differences(
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Blocks of rows - point, or of rows: a slice of the coordinates, and (n, w) float32, float64 if `wide`.
 
-    The blocks are not to be written to, and share one buffer: use each before the next is asked for.
+    The blocks are not to be written to, and share one buffer: use each before the next is asked for.  Who
+    asks says what becomes of warnings: numpy's settings, made in a generator, would outlive a caller that
+    stops halfway.
     """
     n, d = len(rows), len(rows[0])
     width = max(1, min(d, width, _BLOCK // max(1, n)))
@@ -62,17 +64,16 @@ def differences(
             yield slice(start, min(start + width, d)), rows[:, start : start + width]
         return
     buffer = np.empty((n, width), np.float64 if wide else np.float32)
-    with np.errstate(all="ignore"):
-        for start in range(0, d, width):
-            columns = slice(start, min(start + width, d))
-            block = buffer[:, : columns.stop - start]
-            near = None if point is None else point[columns].astype(buffer.dtype, copy=False)
-            for row, out in zip(rows, block, strict=True):
-                if near is None:
-                    out[:] = row[columns]
-                else:
-                    np.subtract(row[columns], near, out=out)
-            yield columns, block
+    for start in range(0, d, width):
+        columns = slice(start, min(start + width, d))
+        block = buffer[:, : columns.stop - start]
+        near = None if point is None else point[columns].astype(buffer.dtype, copy=False)
+        for row, out in zip(rows, block, strict=True):
+            if near is None:
+                out[:] = row[columns]
+            else:
+                np.subtract(row[columns], near, out=out)
+        yield columns, block
 
 
 def squares_to(rows: Rows, point: Vector, *, wide: bool = False) -> Floats:
@@ -146,12 +147,12 @@ def combine(rows: Rows, coefficients: Floats, point: Vector, *, wide: bool = Fal
     if used.size == 1 and shares[used[0]] == 1.0:
         return np.array(rows[int(used[0])])
     out = point.copy()
-    if isinstance(rows, np.ndarray) and not wide:
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        if isinstance(rows, np.ndarray) and not wide:
             # What is left for `point` makes good what rounding did to the shares.
             out *= np.float32(1.0 - shares.sum(dtype=np.float64))
             out += shares @ rows
-        return out
-    for columns, block in differences([rows[int(j)] for j in used], point, wide=wide) if used.size else ():
-        out[columns] += shares[used] @ block
+        elif used.size:
+            for columns, block in differences([rows[int(j)] for j in used], point, wide=wide):
+                out[columns] += shares[used] @ block
     return out

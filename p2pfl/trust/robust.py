@@ -170,10 +170,10 @@ def _check_rows(name: str, rows: Rows, anchor: Vector | None) -> None:
             if len(rows)
             else "there is nothing to aggregate: no row and no anchor"
         )
-    d = len(rows[0]) if anchor is None else len(anchor)
+    d = np.size(rows[0] if anchor is None else anchor)
     for row in (*rows, *(() if anchor is None else (anchor,))):
         if row.shape != (d,) or row.dtype != np.float32:
-            raise AggregationError(f"an array of shape {row.shape} {row.dtype} among those of ({d},) float32")
+            raise AggregationError(f"an array of shape {row.shape} {row.dtype}, expected ({d},) float32")
     if anchor is not None and not np.isfinite(norm(anchor)):
         raise AggregationError("the anchor, the receiver's own model, is not finite; restore an earlier one")
 

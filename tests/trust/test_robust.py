@@ -261,6 +261,7 @@ def test_what_the_caller_gets_wrong_raises() -> None:
         "anchor.* is not finite": lambda: aggregate("monna", x, f=1, anchor=bad),
         r"shape \(2,\)": lambda: aggregate("mean", [x[0], x[1, :2]], f=0),
         "float64": lambda: aggregate("mean", [x[0].astype(np.float64)], f=0),
+        r"shape \(\) float32": lambda: aggregate("mean", x[0], f=0),
         "weights of shape": lambda: aggregate("gts", x, f=1, anchor=x[0], weights=[0.5, 0.5]),
         "0 losses for 4 rows": lambda: aggregate("ubar", x, f=1, anchor=x[0]),
         "anchor's own": lambda: aggregate("ubar", x[1:], f=1, anchor=x[0], losses=[1, 2, 3]),
@@ -268,6 +269,15 @@ def test_what_the_caller_gets_wrong_raises() -> None:
     for message, call in calls.items():
         with pytest.raises(AggregationError, match=message):
             call()
+
+
+@pytest.mark.parametrize("rule", NAMES)
+def test_numpys_warnings_are_on_again_after_a_bad_row(rule: str) -> None:
+    x = rows(12, 7, 9000)
+    x[5, 3] = np.nan
+    before = np.geterr()
+    aggregate(rule, x, f=2, **arguments(rule, x))
+    assert np.geterr() == before
 
 
 def test_the_rows_are_left_as_they_are_and_the_result_is_new() -> None:
