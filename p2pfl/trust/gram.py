@@ -53,9 +53,8 @@ def differences(
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Blocks of rows - point, or of rows: a slice of the coordinates, and (n, w) float32, float64 if `wide`.
 
-    The blocks are not to be written to, and share one buffer: use each before the next is asked for.  Who
-    asks says what becomes of warnings: numpy's settings, made in a generator, would outlive a caller that
-    stops halfway.
+    The blocks are not to be written to, and share one buffer: use each before the next is asked for.
+    Overflow warns as the caller has numpy set.
     """
     n, d = len(rows), len(rows[0])
     width = max(1, min(d, width, _BLOCK // max(1, n)))

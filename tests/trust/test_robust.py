@@ -271,15 +271,6 @@ def test_what_the_caller_gets_wrong_raises() -> None:
             call()
 
 
-@pytest.mark.parametrize("rule", NAMES)
-def test_numpys_warnings_are_on_again_after_a_bad_row(rule: str) -> None:
-    x = rows(12, 7, 9000)
-    x[5, 3] = np.nan
-    before = np.geterr()
-    aggregate(rule, x, f=2, **arguments(rule, x))
-    assert np.geterr() == before
-
-
 def test_the_rows_are_left_as_they_are_and_the_result_is_new() -> None:
     for rule in NAMES:
         x = rows(9, 7, 50)
