@@ -48,6 +48,9 @@ class Neighbour:
     # Its header, and the last model of its that was refused, and why: for the audit log.
     state_header: Header | None = None
     refusal: tuple[Header, str] | None = None
+    # The edges it published, and those of ours that it was told on this connection; see edges.py.
+    edges: str = ""
+    edges_told: str = ""
     head: Head | None = None
     # The share it offered last, to be held against what it states to everyone.
     offer: Header | None = None
@@ -80,6 +83,7 @@ class Neighbours:
         """Its connection is gone."""
         one = self[peer]
         one.connected = one.up = False
+        one.edges_told = ""
         one.fetching.clear()
 
     def heard(self, peer: PeerId, round_: int, now: float) -> None:

@@ -24,7 +24,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import departure, epochs, greeting, plans, reception, recovery, repeats, roster, rounds
+from p2pfl import departure, edges, epochs, greeting, plans, reception, recovery, repeats, roster, rounds
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Commanded,
@@ -71,10 +71,12 @@ class Peer:
         boot_session: int,
         entropy: bytes,
         memory_bytes: int = 4096 * 10**6,
+        publishes_edges: bool = False,
     ) -> None:
         """boot_session: new at each start of the process.   entropy: 32 secret random bytes, likewise.
 
         memory_bytes: limit on bodies of others that are under way or wait for the next commit.
+        publishes_edges: whether the neighbours are told whom this site trusts.
         """
         self.state = State(
             me=me,
@@ -86,6 +88,7 @@ class Peer:
             boot_session=boot_session,
             entropy=entropy,
             memory_bytes=memory_bytes,
+            publishes_edges=publishes_edges,
         )
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -126,6 +129,7 @@ class Peer:
         if state.tick is not None and now >= state.tick and state.phase is not Phase.FINISHED:
             roster.tick(state)
             repeats.say_again(state)
+            edges.publish(state, again=True)
         self._advance()
         return self._take()
 

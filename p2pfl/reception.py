@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import epochs, greeting, witness
+from p2pfl import edges, epochs, greeting, witness
 from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
@@ -312,6 +312,8 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
                 state.commit()
         case "finished":
             one.over = True
+        case "edges":
+            edges.heard(state, peer, notice.text)
         case "greet":
             state.greet(peer)
         case "retired" if not one.up:

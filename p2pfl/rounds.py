@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl import edges
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
@@ -49,6 +50,7 @@ _WEIGHT_HINT = (
 def begin(state: State) -> None:
     """Start waiting for round `state.round`, with a fit if it is a training round."""
     state.phase, state.reason = Phase.RUNNING, ""
+    edges.publish(state)
     state.round_began_at = state.now
     state.deadline = state.now + state.spec.run.deadline_s
     state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE

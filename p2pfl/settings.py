@@ -16,7 +16,16 @@ import platformdirs
 
 from p2pfl.errors import ConfigError
 
-__all__ = ["PRESETS", "ControlSettings", "LimitSettings", "NodeSection", "NodeSettings", "home_of", "load"]
+__all__ = [
+    "PRESETS",
+    "ControlSettings",
+    "LimitSettings",
+    "NodeSection",
+    "NodeSettings",
+    "TrustSettings",
+    "home_of",
+    "load",
+]
 
 
 class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,12 +67,19 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             )
 
 
+class TrustSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[trust]`: whether the neighbours are told whom this site shares with and accepts from."""
+
+    publish_edges: bool = False
+
+
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of node.toml."""
 
     node: NodeSection = msgspec.field(default_factory=NodeSection)
     control: ControlSettings = msgspec.field(default_factory=ControlSettings)
     limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
+    trust: TrustSettings = msgspec.field(default_factory=TrustSettings)
 
 
 # What `node init --preset` starts from.
@@ -88,6 +104,7 @@ _ENVIRONMENT = {
     "P2PFL_MEMORY_MB": ("limits", "memory_mb"),
     "P2PFL_UPLOAD_MBIT_S": ("limits", "upload_mbit_s"),
     "P2PFL_CONNECTIONS": ("limits", "connections"),
+    "P2PFL_PUBLISH_EDGES": ("trust", "publish_edges"),
 }
 
 

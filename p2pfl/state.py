@@ -70,6 +70,7 @@ class State:
     boot_session: int
     entropy: bytes
     memory_bytes: int
+    publishes_edges: bool = False
 
     incarnation: int = 0
     rebirths: int = 0
@@ -111,6 +112,8 @@ class State:
     # What the robust rule made of the last round, for its facts; None without one.
     aggregate: dict[str, Any] | None = None
     bound_is_broken: bool = False
+    # The edges of all members that were looked at last.
+    edges_seen: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     deadline: float | None = None
     tick: float | None = None

@@ -43,6 +43,7 @@ class SimulatedSite:
     evaluate_s: float = 0.0
     starts_at_s: float = 0.0
     memory_bytes: int = 4096 * 10**6
+    publishes_edges: bool = False
     around: Callable[[Peer], Participant] = lambda peer: peer
 
 
@@ -110,6 +111,7 @@ class Machine:
                 boot_session=int.from_bytes(draw[:8], "big") >> 1,
                 entropy=hashlib.sha256(draw).digest(),
                 memory_bytes=self.site.memory_bytes,
+                publishes_edges=self.site.publishes_edges,
             )
         )
         site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)

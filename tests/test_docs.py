@@ -50,6 +50,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "### `[node]`": settings.NodeSection,
     "### `[control]`": settings.ControlSettings,
     "### `[limits]`": settings.LimitSettings,
+    "### `[trust]` of a node": settings.TrustSettings,
     "`[simulation]`": SimulationOptions,
     "`[simulation.attack]`": AttackOptions,
 }

@@ -25,6 +25,7 @@ VARIABLES = {
     "P2PFL_MEMORY_MB": ("64", "limits.memory_mb", 64),
     "P2PFL_UPLOAD_MBIT_S": ("2.5", "limits.upload_mbit_s", 2.5),
     "P2PFL_CONNECTIONS": ("8", "limits.connections", 8),
+    "P2PFL_PUBLISH_EDGES": ("true", "trust.publish_edges", True),
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from p2pfl.gossip import push_sum
 from p2pfl.gossip.graphs import Graph, reached_from
-from p2pfl.gossip.mixing import Floats
+from p2pfl.gossip.mixing import Floats, spectral_gap
 from p2pfl.gossip.topology import Plan, matrix, union
 
 __all__ = ["Reach", "reach", "in_words", "perron_weights"]
@@ -33,14 +33,15 @@ class Reach:
 
     unreached: sites that hear nothing of the core, the largest part in which everyone reaches everyone.
     unheard: sites of which the core hears nothing.   smallest_weight: the least w that push-sum leaves a
-    site, on average 1; None when some are cut off, or n is above 512.   starved: the sites whose w is below
-    push-sum's alarm.
+    site, on average 1.   gap: the spectral gap of a round, 0..1.   Both None when some are cut off, or n is
+    above 512.   starved: the sites whose w is below push-sum's alarm.
     """
 
     unreached: tuple[int, ...]
     unheard: tuple[int, ...]
     smallest_weight: float | None
     starved: tuple[int, ...]
+    gap: float | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -61,9 +62,11 @@ def reach(*plans: Plan) -> Reach:
     )
     if unreached or unheard or n > _DENSE_PEERS:
         return Reach(unreached=unreached, unheard=unheard, smallest_weight=None, starved=())
-    w = perron_weights([matrix(plan) for plan in plans])
+    matrices = [matrix(plan) for plan in plans]
+    w = perron_weights(matrices)
     starved = tuple(i for i in range(n) if push_sum.alarm(float(w[i]), 1.0))
-    return Reach(unreached=(), unheard=(), smallest_weight=float(w.min()), starved=starved)
+    gap = 1.0 - (1.0 - spectral_gap(_product(matrices))) ** (1 / len(plans))
+    return Reach(unreached=(), unheard=(), smallest_weight=float(w.min()), starved=starved, gap=gap)
 
 
 def in_words(found: Reach, names: Sequence[str]) -> str:
@@ -93,10 +96,7 @@ def perron_weights(matrices: list[Floats]) -> Floats:
     matrices: one period, column-stochastic, (n, n), whose union is strongly connected with a positive
     diagonal: only then is there one such cycle.
     """
-    n = len(matrices[0])
-    product = np.eye(n)
-    for W in matrices:
-        product = W @ product
+    n, product = len(matrices[0]), _product(matrices)
     # (P - I) w = 0 and sum w = n: n + 1 equations of rank n.
     equations = np.vstack([product - np.eye(n), np.ones(n)])
     w = np.linalg.lstsq(equations, np.append(np.zeros(n), float(n)))[0]
@@ -105,6 +105,13 @@ def perron_weights(matrices: list[Floats]) -> Floats:
         w = W @ w
         least = np.minimum(least, w)
     return np.asarray(np.maximum(least, 0.0))
+
+
+def _product(matrices: Sequence[Floats]) -> Floats:
+    product = np.eye(len(matrices[0]))
+    for W in matrices:
+        product = W @ product
+    return product
 
 
 def _core(graph: Graph) -> int:

@@ -120,6 +120,7 @@ async def serve(
         boot_session=secrets.randbits(63),
         entropy=secrets.token_bytes(32),
         memory_bytes=settings.limits.memory_mb * 10**6,
+        publishes_edges=settings.trust.publish_edges,
     )
     with Store.open(home) as store:
         node = Node(

@@ -42,9 +42,13 @@ def tiny_world(
     aims: Sequence[float] = (),
     listener: Callable[[float, int, Fact], None] | None = None,
     memory_bytes: int = 10**9,
+    publish_edges: Sequence[int] = (),
     **world: Any,
 ) -> World:
-    """A world of `n` tiny learners, site i aiming at i, or at `aims[i]`."""
+    """A world of `n` tiny learners, site i aiming at i, or at `aims[i]`.
+
+    publish_edges: the sites that say whom they trust.
+    """
     fits = [fit_s] * n if isinstance(fit_s, (int, float)) else list(fit_s)
     starts = list(starts_at_s) or [0.0] * n
     sites = [
@@ -54,6 +58,7 @@ def tiny_world(
             fit_s=fits[i],
             starts_at_s=starts[i],
             memory_bytes=memory_bytes,
+            publishes_edges=i in publish_edges,
         )
         for i in range(n)
     ]
