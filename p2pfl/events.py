@@ -23,9 +23,9 @@ from p2pfl.ids import PeerId, RunId
 
 __all__ = [
     "Vector", "Metrics", "Kind", "Header", "Hello", "Ack", "Statement", "Notice", "Roster", "Body",
-    "Message", "Snapshot", "Fact", "Started", "Trained", "Evaluated", "Offered", "Received", "Faulted",
-    "Connected", "Disconnected", "Commanded", "Event", "Train", "Evaluate", "Commit", "Note", "Send",
-    "Fetch", "Refuse", "Dial", "HangUp", "Penalise", "Finish", "Effect",
+    "Message", "Snapshot", "Fact", "Started", "Trained", "Evaluated", "Validated", "Offered", "Received",
+    "Faulted", "Connected", "Disconnected", "Commanded", "Event", "Train", "Evaluate", "Validate", "Commit",
+    "Note", "Send", "Fetch", "Refuse", "Dial", "HangUp", "Penalise", "Finish", "Effect",
 ]  # fmt: skip
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -212,6 +212,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """The losses asked for in `round`, one a model: NaN where not measured, infinite where not finite."""
+
+    round: int
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offered:
     """A verified header whose body waits at the sender."""
 
@@ -259,9 +267,8 @@ class Commanded:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event: TypeAlias = (
-    Started | Trained | Evaluated | Offered | Received | Faulted | Connected | Disconnected | Commanded
-)
+_Answer: TypeAlias = Started | Trained | Evaluated | Validated
+Event: TypeAlias = _Answer | Offered | Received | Faulted | Connected | Disconnected | Commanded
 
 
 # --- what a Peer asks for ----------------------------------------------------------------------------
@@ -290,6 +297,17 @@ class Evaluate:
 
     round: int
     parameters: Vector
+    statistics: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validate:
+    """Measure the loss of each of `models` on the same training rows, drawn by `seed`; answer `Validated`."""
+
+    round: int
+    models: tuple[Vector, ...]
+    seed: tuple[int, ...]
+    deadline: float
     statistics: NDArray[np.float64] | None = None
 
 
@@ -371,5 +389,5 @@ class Finish:
 
 
 Effect: TypeAlias = (
-    Train | Evaluate | Commit | Note | Send | Fetch | Refuse | Dial | HangUp | Penalise | Finish
+    Train | Evaluate | Validate | Commit | Note | Send | Fetch | Refuse | Dial | HangUp | Penalise | Finish
 )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.consortium import Consortium
-from p2pfl.events import Fact, Snapshot, Started, Train, Trained
+from p2pfl.events import Fact, Snapshot, Started, Train, Trained, Validate, Validated
 from p2pfl.ids import PeerId, RunId
 from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Workshop
@@ -147,6 +147,12 @@ class Machine:
         done = took_s / self.site.fit_s if self.site.fit_s > 0 else 1.0
         self._looks_left = float("inf") if done >= _WHOLE else int(done * steps)
         return self._workshop.train(job)
+
+    def validate(self, job: Validate) -> Validated:
+        """The losses of other peers' models, whole: nothing says stop."""
+        assert self._workshop is not None
+        self._looks_left = float("inf")
+        return self._workshop.validate(job)
 
     @property
     def workshop(self) -> Workshop:

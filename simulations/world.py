@@ -35,6 +35,7 @@ from p2pfl.events import (
     Send,
     Snapshot,
     Train,
+    Validate,
 )
 from p2pfl.net.link_model import PERFECT, LinkModel
 from p2pfl.participant import Participant
@@ -269,6 +270,8 @@ class World:
                 self.at(
                     self.now + machine.site.evaluate_s, i, partial(self._evaluated, machine, life, effect)
                 )
+            case Validate():
+                self.at(self.now, i, partial(self._validated, machine, life, effect))
             case HangUp():
                 other = self._index[effect.peer]
                 # What was said before it still arrives.
@@ -294,6 +297,10 @@ class World:
     def _evaluated(self, machine: Machine, life: int, job: Evaluate) -> None:
         if machine.life == life:
             self._tell(machine, machine.workshop.evaluate(job))
+
+    def _validated(self, machine: Machine, life: int, job: Validate) -> None:
+        if machine.life == life:
+            self._tell(machine, machine.validate(job))
 
     # --- connections ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError, P2PFLError
-from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Vector
+from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Validate, Validated, Vector
 from p2pfl.learn.factory import samples_of, schema_hash_of, statistics_of, tensors_of
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, Site
@@ -59,6 +59,7 @@ class Workshop:
         self.fault = ""
         self._progress = 0.0
         self._standardised = False
+        self._should_stop = site.should_stop
         try:
             self._learner = build(replace(site, progress=lambda: self._progress))
             self._first = _checked_vector(self._learner.parameters(), None)
@@ -116,6 +117,40 @@ class Workshop:
             return Evaluated(round=job.round, metrics={})
         self.fault = ""
         return Evaluated(round=job.round, metrics=metrics)
+
+    def validate(self, job: Validate) -> Validated:
+        """Each model's loss; NaN after the site said stop, and where the user's code gave none."""
+        losses = np.full(len(job.models), np.nan)
+        for i, model in enumerate(job.models):
+            if self._should_stop():
+                break
+            losses[i] = self.loss(model, job.seed, job.statistics)
+        return Validated(round=job.round, losses=losses)
+
+    def loss(
+        self,
+        parameters: Vector,
+        seed: tuple[int, ...],
+        statistics: NDArray[np.float64] | None = None,
+        learner_state: bytes = b"",
+    ) -> float:
+        """The loss on training rows that `seed` draws: infinite when not finite, NaN when there is none.
+
+        learner_state: restored first when it is not empty, as the first fit of a new process does.
+        """
+        learner: Any = self._learner
+        self.fault = ""
+        if not hasattr(learner, "validate"):
+            return math.nan
+        try:
+            self._prepare(statistics, learner_state)
+            start = _checked_vector(parameters, self._first.size)
+            with np.errstate(all="ignore"):
+                loss = float(learner.validate(start, np.random.default_rng(seed)))
+        except (Exception, SystemExit) as error:
+            self.fault = reason(error)
+            return math.nan
+        return loss
 
     def _prepare(self, statistics: NDArray[np.float64] | None, state: bytes) -> None:
         learner: Any = self._learner

@@ -19,7 +19,7 @@ from p2pfl.learn.batches import batches
 from p2pfl.learn.data import Dataset, rows_meaning
 from p2pfl.learn.descent import Course, descend, diverged
 from p2pfl.learn.flat import Schema, schema_of_specs
-from p2pfl.learn.learner import Update
+from p2pfl.learn.learner import VALIDATION_ROWS, Update
 from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
 from p2pfl.learn.perceptron import Perceptron, initial, logits, mean_loss, probabilities
 from p2pfl.learn.schedule import rate_factor
@@ -120,6 +120,16 @@ class NumpyLearner:
             if not np.isnan(area):
                 measured["auc"] = area
         return measured
+
+    def validate(self, parameters: Vector, rng: np.random.Generator) -> float:
+        """The mean loss (nats) on at most VALIDATION_ROWS training rows, infinite when it is not finite."""
+        self.rows.check_ready()
+        self._adopt(parameters)
+        rows = rng.permutation(len(self.rows.x_train))[:VALIDATION_ROWS]
+        loss = mean_loss(
+            logits(self._theta, self._net.layers, self.rows.x_train[rows]), self._dataset.y_train[rows]
+        )
+        return loss if np.isfinite(loss) else np.inf
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Class probabilities, (n, C), of raw rows (n, k), standardised here as the training rows were."""

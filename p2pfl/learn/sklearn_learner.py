@@ -20,7 +20,7 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.learn import metrics
 from p2pfl.learn.batches import batches
 from p2pfl.learn.flat import Schema, flatten, schema_of, unflatten
-from p2pfl.learn.learner import Update
+from p2pfl.learn.learner import VALIDATION_ROWS, Update
 
 __all__ = ["SklearnLearner"]
 
@@ -138,6 +138,19 @@ class SklearnLearner:
             if not np.isnan(area):
                 measured["auc"] = area
         return measured
+
+    def validate(self, parameters: Vector, rng: np.random.Generator) -> float:
+        """The loss of `evaluate` on at most VALIDATION_ROWS training rows; NaN where there is none."""
+        self._adopt(parameters)
+        rows = rng.permutation(len(self._x_train))[:VALIDATION_ROWS]
+        x, y = self._x_train[rows], self._y_train[rows]
+        if self._classes is None:
+            loss = float(np.mean((self._estimator.predict(x) - y) ** 2))
+        elif hasattr(self._estimator, "predict_proba"):
+            loss = metrics.log_loss(np.searchsorted(self._classes, y), self._estimator.predict_proba(x))
+        else:
+            return np.nan
+        return loss if np.isfinite(loss) else np.inf
 
     def predict(self, x: _Array) -> _Array:
         """The estimator's own prediction for rows (n, k), as the model stands."""

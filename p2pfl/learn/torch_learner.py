@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn.flat import Schema, schema_of_specs
-from p2pfl.learn.learner import Update
+from p2pfl.learn.learner import VALIDATION_ROWS, Update
 from p2pfl.learn.optimizer_state import pack_optimizer, unpack_optimizer
 from p2pfl.learn.seeding import seeded
 from p2pfl.learn.standardise import Rows
@@ -150,6 +150,29 @@ class TorchLearner:
                 inputs, targets = self._to_device(inputs), self._to_device(targets)
                 measurement.add(self._model(inputs), targets)
         return measurement.result()
+
+    def validate(self, parameters: Vector, rng: np.random.Generator) -> float:
+        """The mean loss on training batches of at least VALIDATION_ROWS rows together, in eval mode.
+
+        They are the first of the loader, in an order that `rng` draws; NaN without a loss of our own.
+        """
+        if self._loss is None:
+            return np.nan
+        if self._rows is not None:
+            self._rows.check_ready()
+        self._adopt(parameters)
+        self._model.eval()
+        loader_seed, global_seed = (int(seed) for seed in rng.integers(2**63, size=2))
+        total, rows = 0.0, 0
+        with torch.no_grad(), seeded(global_seed), _SeededLoader(self._train, loader_seed):
+            for inputs, targets in self._train:
+                inputs, targets = self._to_device(inputs), self._to_device(targets)
+                total += float(self._loss(self._model(inputs), targets)) * len(targets)
+                rows += len(targets)
+                if rows >= VALIDATION_ROWS:
+                    break
+        loss = total / rows if rows else np.nan
+        return np.inf if rows and not np.isfinite(loss) else loss
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """The model's outputs, as it stands and in eval mode, for raw rows (n, ...)."""

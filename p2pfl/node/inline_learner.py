@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import trio
 
-from p2pfl.events import Evaluate, Evaluated, Train, Trained
+from p2pfl.events import Evaluate, Evaluated, Train, Trained, Validate, Validated
 from p2pfl.learn.jobs import Ready, Workshop
 from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.node.learner_child import LearnerSpec, open_workshop
@@ -76,6 +77,18 @@ class InlineLearner:
             evaluated: Evaluated = await self._runner(partial(workshop.evaluate, job))
             self.fault = workshop.fault
             return evaluated
+
+    async def validate(self, job: Validate) -> Validated:
+        """The losses of the models; NaN for all of them when the learner is not there."""
+        async with self._turn:
+            workshop = self._workshop
+            if workshop is None:
+                self.fault = "the learner has not been started, or was closed"
+                return Validated(round=job.round, losses=np.full(len(job.models), np.nan))
+            self._stop = False
+            validated: Validated = await self._runner(partial(workshop.validate, job))
+            self.fault = workshop.fault
+            return validated
 
     async def aclose(self) -> None:
         """Forget the learner.  Later jobs are answered with a fault."""

@@ -10,8 +10,8 @@ large vectors never pass through a pipe.
                            <-    Built(d, ...), or Failed(reason)
     Map(d): memory sized   ->    map it, put the first parameters in the second slot
                            <-    Mapped
-    Fit | Measure          ->    work on the first slot, answer in the second
-                           <-    Fitted | Measured            (again and again)
+    Fit | Measure | Score  ->    work on the first slot, answer in the second
+                           <-    Fitted | Measured | Scored   (again and again)
     end of file            ->    exit
 
 The memory holds one page whose first byte is the stop flag, then two slots of d float32.  This process
@@ -47,11 +47,13 @@ __all__ = [
     "Map",
     "Fit",
     "Measure",
+    "Score",
     "Request",
     "Built",
     "Mapped",
     "Fitted",
     "Measured",
+    "Scored",
     "Failed",
     "Reply",
     "frame",
@@ -108,6 +110,14 @@ class Measure(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     learner_state: bytes
 
 
+class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One model of `events.Validate`, in the first slot.  seed: decimal, of any size."""
+
+    seed: tuple[str, ...]
+    statistics: bytes | None
+    learner_state: bytes
+
+
 class Built(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """`jobs.Ready`; its parameters follow in the second slot with `Mapped`."""
 
@@ -139,14 +149,21 @@ class Measured(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     fault: str
 
 
+class Scored(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One loss of `events.Validated`, and why there is none."""
+
+    loss: float
+    fault: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The learner could not be built."""
 
     reason: str
 
 
-Request: TypeAlias = Begin | Map | Fit | Measure
-Reply: TypeAlias = Built | Mapped | Fitted | Measured | Failed
+Request: TypeAlias = Begin | Map | Fit | Measure | Score
+Reply: TypeAlias = Built | Mapped | Fitted | Measured | Scored | Failed
 
 
 def frame(message: Request | Reply) -> bytes:
@@ -233,6 +250,8 @@ def main(arguments: list[str]) -> int:
                 _send(write_fd, _fit(workshop, request, given, answer))
             case Measure():
                 _send(write_fd, _measure(workshop, request, given))
+            case Score():
+                _send(write_fd, _score(workshop, request, given))
             case _:
                 return 1
     return 0
@@ -264,6 +283,12 @@ def _measure(workshop: Workshop, request: Measure, given: Vector) -> Measured:
     job = Evaluate(round=request.round, parameters=given, statistics=_statistics(request.statistics))
     evaluated = workshop.evaluate(job, request.learner_state)
     return Measured(round=request.round, metrics=dict(evaluated.metrics), fault=workshop.fault)
+
+
+def _score(workshop: Workshop, request: Score, given: Vector) -> Scored:
+    seed = tuple(int(number) for number in request.seed)
+    loss = workshop.loss(given, seed, _statistics(request.statistics), request.learner_state)
+    return Scored(loss=loss, fault=workshop.fault)
 
 
 def _statistics(raw: bytes | None) -> "np.ndarray[tuple[int], np.dtype[np.float64]] | None":

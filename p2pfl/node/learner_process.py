@@ -24,7 +24,7 @@ import trio
 from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError
-from p2pfl.events import Evaluate, Evaluated, Train, Trained, Vector
+from p2pfl.events import Evaluate, Evaluated, Train, Trained, Validate, Validated, Vector
 from p2pfl.learn.jobs import Ready
 from p2pfl.node.learner_child import (
     Begin,
@@ -39,6 +39,8 @@ from p2pfl.node.learner_child import (
     Measured,
     Reply,
     Request,
+    Score,
+    Scored,
     frame,
 )
 from p2pfl.node.learner_pipes import Child
@@ -160,6 +162,27 @@ class LearnerProcess:
             self.fault = reply.fault
             self._owes_state = self._owes_state and bool(reply.fault)
             return Evaluated(round=job.round, metrics=reply.metrics)
+
+    async def validate(self, job: Validate) -> Validated:
+        """The losses of the models, one after the other through one slot; NaN once the deadline is over."""
+        losses = np.full(len(job.models), np.nan)
+        async with self._turn:
+            for i, model in enumerate(job.models):
+                late = trio.current_time() >= job.deadline
+                if late or await self._prepare(model, job.statistics, job.deadline):
+                    break
+                request = Score(
+                    seed=tuple(str(number) for number in job.seed),
+                    statistics=self._raw_statistics(),
+                    learner_state=self._owed_state(),
+                )
+                reply = await self._ask(request, job.deadline)
+                if not isinstance(reply, Scored):
+                    await self._mourn()
+                    break
+                self.fault, losses[i] = reply.fault, reply.loss
+                self._owes_state = self._owes_state and math.isnan(reply.loss)
+        return Validated(round=job.round, losses=losses)
 
     async def aclose(self) -> None:
         """End the child, and the job it is at, if any.  Later jobs are answered with a fault."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -44,6 +44,8 @@ from p2pfl.events import (
     Started,
     Train,
     Trained,
+    Validate,
+    Validated,
 )
 from p2pfl.ids import PeerId
 from p2pfl.learn.flat import Schema, unflatten
@@ -67,6 +69,7 @@ _INBOX_EVENTS = 256
 # Seconds for the last acknowledgements to leave before the connections close.
 _FAREWELL_S = 2.0
 
+_Job: TypeAlias = Train | Evaluate | Validate
 T = TypeVar("T")
 
 
@@ -104,6 +107,10 @@ class Learning(Protocol):
 
     async def evaluate(self, job: Evaluate) -> Evaluated:
         """Measure."""
+        ...
+
+    async def validate(self, job: Validate) -> Validated:
+        """Measure other sites' models, by the job's deadline on trio's clock."""
         ...
 
     async def aclose(self) -> None:
@@ -160,7 +167,7 @@ class Node:
         self._run_sync, self._on_fact, self._until = run_sync, on_fact, until_round
         self._inbox_in, self._inbox = trio.open_memory_channel[tuple[Event, trio.Event | None]](_INBOX_EVENTS)
         # What the learner has still to do, at most one of a kind: a newer job makes an older one pointless.
-        self._jobs: dict[type[Train] | type[Evaluate], Train | Evaluate] = {}
+        self._jobs: dict[type[_Job], _Job] = {}
         self._job_is_there = trio.Event()
         lobby = Lobby(
             peer.state.consortium,
@@ -311,7 +318,7 @@ class Node:
     async def _carry_out(self, effect: Effect) -> None:
         run, now = self.peer.state.run, self.clock.now()
         match effect:
-            case Train() | Evaluate():
+            case Train() | Evaluate() | Validate():
                 self._jobs.pop(type(effect), None)
                 self._jobs[type(effect)] = effect
                 self._job_is_there.set()
@@ -380,6 +387,9 @@ class Node:
             if isinstance(job, Train):
                 job = replace(job, deadline=self.clock.on_trio(job.deadline))
                 await self._tell(await self._learning.train(job))
+            elif isinstance(job, Validate):
+                job = replace(job, deadline=self.clock.on_trio(job.deadline))
+                await self._tell(await self._learning.validate(job))
             else:
                 await self._tell(await self._learning.evaluate(job))
 

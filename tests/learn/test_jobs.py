@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import LearnerError
-from p2pfl.events import Evaluate, Train
+from p2pfl.events import Evaluate, Train, Validate
 from p2pfl.learn.jobs import Workshop, reason
 from p2pfl.learn.learner import Learner, Site, Update
 
@@ -172,3 +172,49 @@ def test_a_reason_is_one_bounded_line() -> None:
     text = reason(ValueError("a\n" * 1000))
     assert len(text) <= 400
     assert "\n" not in text
+
+
+# --- losses of other sites' models ------------------------------------------------------------------
+
+
+class Validating(Scripted):
+    """Its loss is the first parameter and a draw; some models break it."""
+
+    def validate(self, parameters: Any, rng: np.random.Generator) -> float:
+        self.calls.append("validate")
+        if parameters[0] < 0:
+            raise ValueError("a logarithm of a negative number")
+        return float(parameters[0]) + (0.0 if parameters[0] > 90 else rng.random())
+
+
+def to_validate(*first: float) -> Validate:
+    models = tuple(np.array([value, 0, 0], np.float32) for value in first)
+    return Validate(round=4, models=models, seed=(1, 2), deadline=60.0)
+
+
+def test_every_model_is_validated_on_the_same_rows() -> None:
+    validated = workshop(Validating()).validate(to_validate(1, 1, 2))
+    assert validated.round == 4
+    assert validated.losses.dtype == np.float64
+    assert validated.losses[0] == validated.losses[1] == pytest.approx(validated.losses[2] - 1)
+
+
+def test_a_model_that_breaks_the_users_code_has_no_loss_and_the_others_have_theirs() -> None:
+    losses = workshop(Validating()).validate(to_validate(99, -1, 98)).losses
+    np.testing.assert_array_equal(losses, [99.0, np.nan, 98.0])
+
+
+def test_a_learner_that_cannot_validate_gives_no_losses() -> None:
+    losses = workshop(Scripted()).validate(to_validate(1, 2)).losses
+    assert np.isnan(losses).all()
+
+
+def test_validation_ends_when_the_site_says_stop() -> None:
+    learner = Validating()
+
+    def build(site: Site) -> Learner:
+        return learner
+
+    site = Site(should_stop=lambda: len(learner.calls) >= 2)
+    losses = Workshop(build, site).validate(to_validate(91, 92, 93)).losses
+    np.testing.assert_array_equal(losses, [91.0, 92.0, np.nan])

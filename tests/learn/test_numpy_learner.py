@@ -237,3 +237,18 @@ def test_read_only_rows_and_parameters_serve(digits: Dataset) -> None:
     learner.fit(theta, _rng())
     for array in (digits.x_train, digits.y_train):
         array.flags.writeable = True
+
+
+def test_a_model_is_validated_on_training_rows_that_the_rng_draws(digits: Dataset) -> None:
+    few = part(digits, np.arange(100))
+    learner = NumpyLearner(few, model=ModelOptions(kind="mlp"), local_steps=60)
+    start = learner.parameters()
+    # Fewer rows than are drawn: all of them, in any order.
+    assert learner.validate(start, _rng(1)) == pytest.approx(learner.validate(start, _rng(2)))
+    trained = learner.fit(start, _rng()).parameters
+    assert learner.validate(trained, _rng()) < learner.validate(start, _rng()) / 5
+    whole = NumpyLearner(digits, model=ModelOptions(kind="mlp"), local_steps=1)
+    assert whole.validate(trained, _rng(1)) == whole.validate(trained, _rng(1))
+    assert whole.validate(trained, _rng(1)) != whole.validate(trained, _rng(2))
+    with np.errstate(all="ignore"):
+        assert whole.validate(np.full_like(start, 3e38), _rng()) == np.inf

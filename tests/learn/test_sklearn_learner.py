@@ -159,3 +159,18 @@ def test_a_round_that_diverged_can_be_tried_again(cancer: Any) -> None:
 def test_labels_outside_the_agreement_are_refused(cancer: Any) -> None:
     with pytest.raises(ConfigError, match=r"labels \[0\] are not in classes \[1, 2\]"):
         _make(SGDClassifier(), cancer, classes=[1, 2])
+
+
+def test_a_model_is_validated_on_training_rows_where_it_has_a_loss(cancer: Any) -> None:
+    learner = _make(MLPClassifier((16,), learning_rate_init=0.01), cancer, local_steps=60)
+    start = learner.parameters()
+    trained = learner.fit(start, _rng()).parameters
+    assert learner.validate(trained, _rng(1)) == learner.validate(trained, _rng(1))
+    assert learner.validate(trained, _rng(1)) < learner.validate(start, _rng(1)) / 4
+    linear = _make(SGDClassifier(loss="log_loss"), cancer)
+    assert linear.validate(linear.parameters(), _rng()) == pytest.approx(np.log(2))
+    hinge = _make(SGDClassifier(), cancer)
+    assert np.isnan(hinge.validate(hinge.parameters(), _rng()))
+    x = _rng().normal(size=(200, 3))
+    regressor = SklearnLearner(SGDRegressor(), x, x @ [1.0, -2.0, 0.5], x, x[:, 0])
+    assert regressor.validate(regressor.parameters(), _rng()) == pytest.approx(5.25, rel=0.3)

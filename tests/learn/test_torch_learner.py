@@ -327,3 +327,19 @@ def test_batches_in_memory_are_full_when_shuffled_and_whole_when_not() -> None:
     assert [len(b) for _, b in shuffled] == [4, 4, 4]
     assert set(torch.cat([b for _, b in shuffled])[:10].tolist()) == set(range(10))
     assert torch.cat([b for _, b in TensorBatches(x, y, 4, shuffle=False)]).tolist() == list(range(10))
+
+
+def test_a_model_is_validated_in_eval_mode_on_training_batches_that_the_rng_draws() -> None:
+    learner = _learner(train=DataLoader(_data(600), batch_size=16, shuffle=True))
+    start = learner.parameters()
+    trained = learner.fit(start, _rng()).parameters
+    assert learner.validate(trained, _rng(1)) == learner.validate(trained, _rng(1))
+    assert learner.validate(trained, _rng(1)) != learner.validate(trained, _rng(2))
+    assert learner.validate(trained, _rng(1)) < learner.validate(start, _rng(1))
+    # Neither the running means of the batch norm nor the global generator moved.
+    np.testing.assert_array_equal(learner.parameters(), start)
+    state = torch.get_rng_state()
+    learner.validate(start, _rng())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert learner.validate(np.full_like(start, np.inf), _rng()) == np.inf
+    assert np.isnan(_learner(loss=None, optimizer=None, fit=lambda *_: None).validate(start, _rng()))

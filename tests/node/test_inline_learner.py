@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pfl.errors import LearnerError
-from p2pfl.events import Evaluate, Metrics, Train, Vector
+from p2pfl.events import Evaluate, Metrics, Train, Validate, Vector
 from p2pfl.learn.data import load
 from p2pfl.learn.learner import Site, Update
 from p2pfl.learn.options import DataOptions
@@ -138,3 +138,18 @@ async def test_should_stop_turns_true_at_the_deadline_where_the_runner_leaves_th
     await learner.train(job(3, deadline=now + 99))
     assert seen == [False, True, False]
     assert trained.metrics == {"progress": 0.5}
+
+
+async def test_other_sites_models_are_validated_or_not_at_all(autojump_clock: MockClock) -> None:
+    dataset = load("sklearn:wine", DataOptions(), 0)
+    learner = InlineLearner(dataset=dataset)
+    first = (await learner.start(SPEC)).parameters
+    models = (first, first + 1, np.full_like(first, 3e38))
+    validated = await learner.validate(Validate(round=2, models=models, seed=(1, 2), deadline=60.0))
+    assert validated.round == 2
+    assert np.isfinite(validated.losses[:2]).all()
+    assert validated.losses[0] != validated.losses[1]
+    assert validated.losses[2] == np.inf
+    await learner.aclose()
+    gone = await learner.validate(Validate(round=2, models=models, seed=(1, 2), deadline=60.0))
+    assert np.isnan(gone.losses).all()

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
 from learner_sites import Site, evaluate, steered_site, train
+
+from p2pfl.events import Validate
 
 
 @pytest.fixture
@@ -31,6 +34,37 @@ async def test_jobs_go_in_and_events_come_out(site: Site) -> None:
     evaluated = await site.process.evaluate(evaluate(3))
     assert (evaluated.round, dict(evaluated.metrics)) == (3, {"loss": 4.0, "mean": 0.0})
     assert site.process.fault == ""
+
+
+def validate(*values: float, seconds: float = 60.0) -> Validate:
+    models = tuple(np.full(4, value, np.float32) for value in values)
+    deadline = trio.current_time() + seconds
+    return Validate(round=5, models=models, seed=(7, 2**70), deadline=deadline)
+
+
+async def test_models_are_validated_one_after_the_other_on_the_same_rows(site: Site) -> None:
+    await site.start()
+    validated = await site.process.validate(validate(1, 2, 1))
+    assert site.process.fault == ""
+    draw = np.random.default_rng((7, 2**70)).random()
+    assert validated.round == 5
+    np.testing.assert_allclose(validated.losses, [4 + draw, 8 + draw, 4 + draw])
+
+
+async def test_a_model_that_kills_the_learner_ends_the_validation_and_not_the_daemon(site: Site) -> None:
+    await site.start()
+    site.do("validate", "if parameters[0] == 2: os._exit(3)")
+    losses = (await site.process.validate(validate(1, 2, 3))).losses
+    assert np.isfinite(losses[0])
+    assert np.isnan(losses[1:]).all()
+    assert "status 3" in site.process.fault
+    site.do("validate", None)
+    assert np.isfinite((await site.process.validate(validate(1, 2))).losses).all()
+
+
+async def test_after_the_deadline_nothing_is_validated(site: Site) -> None:
+    await site.start()
+    assert np.isnan((await site.process.validate(validate(1, seconds=0.0))).losses).all()
 
 
 async def test_every_random_choice_comes_from_the_jobs_seed(site: Site) -> None:

@@ -1,5 +1,6 @@
 """A learner's own process whose user code does what files beside it say."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ class User:
     def evaluate(self, parameters):
         if (HERE / "evaluate").exists(): exec((HERE / "evaluate").read_text())
         return {"loss": float(parameters.sum()), "nan": float("nan"), "mean": self.mean}
+
+    def validate(self, parameters, rng):
+        if (HERE / "validate").exists(): exec((HERE / "validate").read_text())
+        return float(parameters.sum()) + rng.random()
 
     def fit(self, parameters, rng):
         self.fits += 1
@@ -91,7 +96,7 @@ class Site:
 async def steered_site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """A site in `folder`, not started; its process ends with the block."""
     (folder / "user_code.py").write_text(_USER_CODE)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     site = Site(folder)
     try:
         yield site
