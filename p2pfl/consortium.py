@@ -1,13 +1,14 @@
 """Who is in a run, whom this site believes and tells, and where the others can be reached.
 
-It joins three values that know nothing of each other: the signed membership (trust/), this site's own
-relations (trust/), and the signed address book (net/).  Signing is the driver's: what arrives here is signed.
+It joins four values that know nothing of each other: the signed membership (trust/), this site's own
+relations and what it has learned of others (trust/), and the signed address book (net/).  Signing is the
+driver's: what arrives here is signed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ from p2pfl.events import Fact, Roster
 from p2pfl.ids import PeerId, RunId, parse_peer_id
 from p2pfl.net import discovery
 from p2pfl.net.discovery import AddressBook, AddressRecord
-from p2pfl.trust import admission, amendments, certificates, membership, relations, successions
+from p2pfl.trust import admission, amendments, certificates, membership, relations, reputation, successions
 from p2pfl.trust.membership import Membership, Records
 from p2pfl.trust.relations import Level, Relations
+from p2pfl.trust.reputation import Reputation
 
 __all__ = ["Consortium", "Outcome"]
 
@@ -40,6 +42,7 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True, array_like=True):
     membership: bytes
     relations: bytes
     addresses: bytes
+    reputation: bytes = b""
 
 
 class Consortium:
@@ -54,10 +57,11 @@ class Consortium:
     ) -> None:
         self.membership = state
         self.relations = own or Relations()
+        self.reputation = Reputation()
         self.book = AddressBook()
         self._verify = verify
         self._digest: tuple[Membership, AddressBook, bytes] | None = None
-        self._saved: tuple[tuple[Membership, Relations, AddressBook], bytes] | None = None
+        self._saved: tuple[tuple[Membership, Relations, AddressBook, Reputation], bytes] | None = None
         self._members: tuple[float, Membership, tuple[PeerId, ...]] | None = None
 
     def members(self, now: float) -> tuple[PeerId, ...]:
@@ -78,13 +82,26 @@ class Consortium:
         """Whether this site's updates may go to `peer`."""
         return relations.may_share(self.relations, peer)
 
-    def accepts(self, peer: PeerId) -> bool:
-        """Whether updates of `peer` are mixed here."""
+    def hears(self, peer: PeerId) -> bool:
+        """Whether this site wants updates of `peer`, to mix them or, in quarantine, to score them."""
         return relations.accepts(self.relations, peer)
 
-    def accept_level(self, peer: PeerId) -> Level:
-        """How far `peer` is believed."""
+    def accepts(self, peer: PeerId) -> bool:
+        """Whether updates of `peer` are mixed here."""
+        return self.accept_level(peer) >= Level.LIMITED
+
+    def own_level(self, peer: PeerId) -> Level:
+        """How far this site's people want `peer` to be believed."""
         return relations.accept_level(self.relations, peer)
+
+    def accept_level(self, peer: PeerId) -> Level:
+        """How far `peer` is believed: as far as this site's people say, and its reputation allows."""
+        return reputation.lowered(self.own_level(peer), reputation.ceiling(self.reputation, peer))
+
+    def inviters(self, peers: Iterable[PeerId]) -> dict[PeerId, tuple[PeerId, ...]]:
+        """The founders who signed the certificate of each of `peers` that is no founder."""
+        found = {p: membership.certificate_of(self.membership, p) for p in peers}
+        return {p: tuple(sorted(c.signatures)) for p, c in found.items() if c is not None}
 
     def digest(self) -> bytes:
         """SHA-256 of membership and address book: equal where the same records are known."""
@@ -131,6 +148,7 @@ class Consortium:
         for old in state.successions:
             if state.successions[old] != before.get(old) and (new := membership.successor_of(state, old)):
                 self.relations = relations.rename(self.relations, old, new)
+                self.reputation = reputation.rename(self.reputation, old, new)
         self.membership = state
 
     def _learn(self, records: list[AddressRecord], now: float) -> bool:
@@ -197,6 +215,7 @@ class Consortium:
             case "forget":
                 peer = parse_peer_id(arguments["peer"])
                 self.relations = relations.forget(self.relations, peer)
+                self.reputation = reputation.forget(self.reputation, peer)
                 return Fact(event="trust forgotten", fields={"peer": peer})
             case "set":
                 peer = parse_peer_id(arguments["peer"])
@@ -213,13 +232,14 @@ class Consortium:
 
     def to_bytes(self) -> bytes:
         """For this node's own disk."""
-        parts = (self.membership, self.relations, self.book)
+        parts = (self.membership, self.relations, self.book, self.reputation)
         # Every commit asks, and hardly any finds another value than the last.
         if self._saved is None or any(a is not b for a, b in zip(self._saved[0], parts, strict=True)):
             saved = _Saved(
                 membership.to_bytes(self.membership),
                 relations.to_bytes(self.relations),
                 discovery.book_to_bytes(self.book),
+                reputation.to_bytes(self.reputation),
             )
             self._saved = (parts, msgspec.msgpack.encode(saved))
         return self._saved[1]
@@ -236,6 +256,7 @@ class Consortium:
         for batch in membership.batches(fresh):
             self.membership, _, _ = admission.merge(self.membership, batch, now)
         self.relations = relations.from_bytes(saved.relations)
+        self.reputation = reputation.from_bytes(saved.reputation) if saved.reputation else Reputation()
         self.book = discovery.book_from_bytes(saved.addresses)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pfl import plans, rounds
+from p2pfl import plans, rounds, validation
 from p2pfl.events import Kind, Notice
 from p2pfl.ids import PeerId
 from p2pfl.state import Phase, State
@@ -48,4 +48,5 @@ def _heirs(state: State) -> list[PeerId]:
         and state.links.is_free(p)
         and state.links.edge_to(p).accepting
         and state.consortium.may_share(p)
+        and not validation.is_quarantined(state, p)
     ]

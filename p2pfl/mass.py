@@ -171,6 +171,19 @@ class Mass:
         model: Vector = unpack(body, 1.0, self.k).x[0]
         return model
 
+    def model_of(self, shares: Sequence[tuple[tuple[float, ...], NDArray[np.uint8]]]) -> Vector:
+        """The model that one peer's shares or state bring together, (d,) float32.
+
+        shares: (weights of the header, body), in order; of push-pull's the last one's model is pulled.
+        """
+        if self.is_tracked:
+            return self.model_in(shares[-1][1])[: len(self.model)]
+        if len(shares) == 1 and shares[0][0][0] == 1.0:
+            return self.model_in(shares[0][1])
+        parts = [unpack(body, weights[0], self.k) for weights, body in shares]
+        model: Vector = push_sum.debias(push_sum.merge(parts[0], parts[1:]))[0]
+        return model
+
     def replace(self, x: Vector) -> None:
         """Put `x`, (d,) float32, in place of the model, as a robust rule decided."""
         self.state = PushSumState(x=x[None], w=self.state.w, s=self.state.s)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pfl import validation
 from p2pfl.aggregation import is_robust, mix_robustly, tolerated
 from p2pfl.ids import PeerId
 from p2pfl.plans import plan_of
@@ -36,8 +37,12 @@ def mix_states(state: State) -> int:
             if body is not None:
                 _decide(state, members[j], state.spec.gossip.averaging.kind, row[j])
     for j, body in zip(others, bodies, strict=True):
-        refusal = state.neighbours[members[j]].refusal
-        if body is None and refusal is not None and refusal[0].round + 1 >= state.round:
+        one = state.neighbours[members[j]]
+        refusal = one.refusal
+        if body is None and one.state_header is not None and (why := validation.objection(state, members[j])):
+            seq, digest = one.state_header.edge_seq, one.state_header.digest
+            state.decide("state", members[j], why, rule="reputation", seq=seq, digest=digest)
+        elif body is None and refusal is not None and refusal[0].round + 1 >= state.round:
             header, reason = refusal
             state.decide(
                 "state", members[j], reason, rule="screening", seq=header.edge_seq, digest=header.digest
@@ -64,6 +69,7 @@ def _decide(state: State, peer: PeerId, rule: str, weight: float, distance: floa
 def _fresh(state: State, peer: PeerId) -> NDArray[np.uint8] | None:
     held = state.neighbours[peer].state
     is_wanted = held is not None and held[0] >= state.round and state.consortium.accepts(peer)
+    is_wanted = is_wanted and not validation.objection(state, peer)
     return held[1] if held is not None and is_wanted else None
 
 

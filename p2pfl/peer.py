@@ -44,12 +44,14 @@ from p2pfl.events import (
     Received,
     Started,
     Trained,
+    Validated,
     Vector,
 )
 from p2pfl.ids import PeerId
 from p2pfl.run import RunSpec, canonical, run_id
 from p2pfl.schedule import schedule
 from p2pfl.state import Phase, State
+from p2pfl.validation import is_validating, take_losses
 from p2pfl.view import PeerView, view_of
 
 __all__ = ["Peer", "PeerView"]
@@ -105,6 +107,8 @@ class Peer:
                     state.trained = _checked(event, len(state.mass.model))
             case Evaluated():
                 self._evaluated(event)
+            case Validated():
+                take_losses(state, event)
             case Offered():
                 reception.offered(state, event)
             case Received():
@@ -300,7 +304,7 @@ class Peer:
 
     def _run(self) -> None:
         state = self.state
-        if not rounds.is_ready(state):
+        if not rounds.is_ready(state) or is_validating(state):
             return
         assert state.deadline is not None
         if state.now >= state.deadline:

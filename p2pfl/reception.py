@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import edges, epochs, greeting, witness
+from p2pfl import edges, epochs, greeting, validation, witness
 from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
@@ -36,7 +36,7 @@ from p2pfl.rounds import acknowledge
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit, screening
 from p2pfl.trust.audit import RoundStatement
-from p2pfl.trust.relations import weight_limit
+from p2pfl.trust.relations import Level, weight_limit
 
 __all__ = ["connected", "disconnected", "failed", "offered", "received"]
 
@@ -134,7 +134,7 @@ def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
         schema_hash=state.schema_hash,
         expected_bytes=state.mass.body_bytes,
         is_member=True,
-        level=state.consortium.accept_level(peer),
+        level=state.consortium.own_level(peer),
         free_bytes=state.memory_bytes - held,
     )
     if reason == "memory":
@@ -151,7 +151,7 @@ def _heard(state: State, peer: PeerId, header: Header) -> None:
 
 def _refused(state: State, peer: PeerId, header: Header, reason: str) -> str:
     """Refuse for good: a share is settled so at the next commit, a model is not mixed."""
-    if reason not in ("not-accepted", "epoch"):
+    if reason not in ("not-accepted", "epoch", "doubted"):
         state.fault(peer, reason)
     if header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=None, reason=reason))
@@ -200,12 +200,17 @@ def _vector(
     # Everybody who ever took part: who left has handed its mass to those who are still here.
     members = max(len(state.members()) + len(state.left), state.spec.run.members_at_start)
     is_sampled = state.spec.run.weights == "samples"
+    level = state.consortium.accept_level(peer)
     most = weight_limit(
-        state.consortium.accept_level(peer),
+        max(level, Level.LIMITED),
         total=_MOST_SAMPLES if is_sampled else members * state.nominal * _WEIGHT_MARGIN,
         n=members,
     )
-    if reason := _unfit(state, header, body, most):
+    reason = _unfit(state, header, body, most)
+    if reason == "weight" and level < state.consortium.own_level(peer):
+        # As much as it may bring to others: that it is less here is no fault of its own.
+        reason = "doubted"
+    if reason:
         _refused(state, peer, header, reason)
     elif header.kind is Kind.SHARE:
         state.links.arrive(peer, Arrival(header=header, body=body))
@@ -314,6 +319,8 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
             one.over = True
         case "edges":
             edges.heard(state, peer, notice.text)
+        case "caution" if validation.is_on(state):
+            validation.cautioned(state, peer, notice.text)
         case "greet":
             state.greet(peer)
         case "retired" if not one.up:

@@ -53,7 +53,7 @@ def _decide_members(state: State, before: Membership) -> None:
 def command(state: State, event: Commanded) -> None:
     """Carry out a decision of this site's own people, keep it, and tell those whom it is about."""
     before, members = state.consortium.to_bytes(), state.consortium.membership
-    accepting = {p: state.consortium.accepts(p) for p, _ in state.neighbours.items()}
+    accepting = {p: state.consortium.hears(p) for p, _ in state.neighbours.items()}
     for fact in state.consortium.command(event.verb, event.arguments, state.now):
         state.fact(fact.event, fact.level, **fact.fields)
         _decided(state, fact)
@@ -63,7 +63,7 @@ def command(state: State, event: Commanded) -> None:
     enforce(state)
     state.commit()
     for peer, accepted in accepting.items():
-        accepts = state.consortium.accepts(peer)
+        accepts = state.consortium.hears(peer)
         if accepts != accepted and state.neighbours[peer].up:
             state.send(peer, Kind.NOTICE, Notice(code="accepted" if accepts else "not-accepted"))
     if event.verb != "set":

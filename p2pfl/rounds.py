@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl import edges
+from p2pfl import edges, validation
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
@@ -51,6 +51,7 @@ def begin(state: State) -> None:
     """Start waiting for round `state.round`, with a fit if it is a training round."""
     state.phase, state.reason = Phase.RUNNING, ""
     edges.publish(state)
+    state.asked, state.validated, state.barred = None, None, {}
     state.round_began_at = state.now
     state.deadline = state.now + state.spec.run.deadline_s
     state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE
@@ -155,6 +156,9 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
     in_round: push-pull pulls the models that came with them, too, as a round does once; outside of one only
     a peer that has none of its own does.
     """
+    for name in state.links.senders():
+        if reason := validation.objection(state, PeerId(name)):
+            state.links.refuse(name, reason)
     settled, moved = state.links.collect()
     for peer, arrival in settled:
         header = arrival.header
@@ -162,7 +166,7 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
             "share",
             peer,
             arrival.reason or "absorbed",
-            rule="screening" if arrival.reason else state.spec.gossip.averaging.kind,
+            rule=_rule(state, arrival.reason),
             weight=0.0 if arrival.reason else header.weights[0],
             seq=header.edge_seq,
             digest=header.digest,
@@ -175,6 +179,12 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
         state.mass.pull([body for body in newest.values() if body is not None])
     state.mass.absorb([(a.header.weights, a.body) for _, a in merged if a.body is not None])
     return len(merged), [PeerId(p) for p in moved]
+
+
+def _rule(state: State, reason: str) -> str:
+    if not reason:
+        return state.spec.gossip.averaging.kind
+    return "reputation" if reason in validation.REASONS else "screening"
 
 
 def settle_now(state: State) -> int:
@@ -268,6 +278,7 @@ def _offers(state: State) -> list[Send]:
         for j, c in zip(plan.out_neighbours(i), plan.fractions(i)[1], strict=True)
         if state.neighbours[members[j]].up
         and state.consortium.may_share(members[j])
+        and validation.objection(state, members[j]) != "doubted"
         and state.links.edge_to(members[j]).accepting
         and state.links.is_free(members[j])
     ]
@@ -332,6 +343,7 @@ def step(state: State) -> None:
     into = neighbours_of(state, max(0, number - 1))[0] if number else ()
     heard = [p for p in into if state.neighbours[p].up and not state.neighbours[p].late]
     moved: list[PeerId] = []
+    validation.judge(state)
     if is_state(state):
         merged = mix_states(state)
     else:
@@ -379,6 +391,7 @@ def step(state: State) -> None:
     state.weight_is_low = is_low
     state.commit()
     acknowledge(state, moved)
+    state.barred = {}
     state.last_words = [*words, *(o for o in offers if o.message.header.kind is Kind.STATE)]
     for said in (*offers, *words):
         state.emit(said)

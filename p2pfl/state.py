@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,9 +24,11 @@ from p2pfl.events import (
     Hello,
     Kind,
     Message,
+    Notice,
     Penalise,
     Send,
     Trained,
+    Validated,
     Vector,
 )
 from p2pfl.gossip.links import Links
@@ -35,10 +38,12 @@ from p2pfl.mass import Mass
 from p2pfl.neighbours import Neighbours
 from p2pfl.run import RunSpec
 from p2pfl.schedule import Schedule
-from p2pfl.trust import decisions
+from p2pfl.trust import decisions, reputation
 from p2pfl.trust.amendments import Amendment
 from p2pfl.trust.audit import MAX_WITNESSED, Head
 from p2pfl.trust.decisions import Decision, LogHead
+from p2pfl.trust.relations import Level
+from p2pfl.trust.reputation import Reputation
 
 __all__ = ["Phase", "State", "seed_of"]
 
@@ -114,6 +119,13 @@ class State:
     bound_is_broken: bool = False
     # The edges of all members that were looked at last.
     edges_seen: list[str] = field(default_factory=list)
+    # Whose models the learner is asked to validate in this round, and its answer.
+    asked: dict[PeerId, tuple[NDArray[np.uint8], ...]] | None = None
+    validated: Validated | None = None
+    # How far the last fit moved the model: the yardstick for distances between models.
+    stride: float = 0.0
+    # Whose models are not mixed in this round, and the one word why.
+    barred: Mapping[PeerId, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     deadline: float | None = None
     tick: float | None = None
@@ -189,6 +201,26 @@ class State:
         """`peer` broke the protocol."""
         self.emit(Penalise(peer=peer, fault=kind))
         self.fact("fault of a peer", "warning", peer=peer, fault=kind)
+        if self.spec.trust.reputation.kind != "none":
+            self.barred = {**self.barred, peer: "doubted"}
+            self.reckon(reputation.fault(self.consortium.reputation, peer, kind))
+
+    def reckon(self, after: Reputation) -> None:
+        """Take up what is now known of others; say whose level has changed, and caution the neighbours."""
+        before, self.consortium.reputation = self.consortium.reputation, after
+        for peer in sorted(after.records):
+            was, level = reputation.ceiling(before, peer), reputation.ceiling(after, peer)
+            if was is level:
+                continue
+            word = "quarantined" if level is Level.QUARANTINE else "limited" if level < was else "restored"
+            shown = reputation.explain(after.records[peer])
+            numbers = {name: shown[name] for name in ("score", "rule", "a", "b", "rounds", "faults")}
+            self.fact(f"peer {word}", "warning", peer=peer, most=level.name.lower(), **numbers)
+            self.decide("level", peer, level.name.lower(), rule="reputation")
+            if level is Level.QUARANTINE:
+                for other in self.neighbours.up():
+                    if other != peer:
+                        self.send(other, Kind.NOTICE, Notice(code="caution", text=peer))
 
     def header(self, recipient: PeerId, kind: Kind, **fields: Any) -> Header:
         """A header from here and now."""
@@ -216,7 +248,7 @@ class State:
             begun=self.begun,
             phase=self.phase.value,
             initial_digest=self.initial_digest,
-            accepts=self.consortium.accepts(peer),
+            accepts=self.consortium.hears(peer),
             roster_digest=self.consortium.digest(),
             counted=self.starters.get(peer, 0) == self.links.edge_from(peer).incarnation != 0,
             **self.links.greet(peer),

@@ -23,7 +23,7 @@ Dominguez-Garcia 2016 (running sums), from which this differs so that a receiver
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -265,6 +265,20 @@ class Links:
     def arrive(self, peer: str, arrival: Arrival) -> None:
         """Hold a share, or the decision to refuse it, until the next commit."""
         self._arrivals.setdefault(peer, {}).setdefault(arrival.header.edge_seq, arrival)
+
+    def senders(self) -> list[str]:
+        """Those of whom something waits for the next commit, sorted."""
+        return sorted(self._arrivals)
+
+    def held(self, peer: str) -> list[Arrival]:
+        """The shares of `peer` that will be merged, by number."""
+        arrivals = self._arrivals.get(peer, {})
+        return [arrivals[seq] for seq in sorted(arrivals) if not arrivals[seq].reason]
+
+    def refuse(self, peer: str, reason: str) -> None:
+        """Refuse, for `reason`, every share of `peer` that would be merged."""
+        for arrival in self.held(peer):
+            self._arrivals[peer][arrival.header.edge_seq] = replace(arrival, body=None, reason=reason)
 
     def has(self, peer: str, seq: int) -> bool:
         """Whether everything up to `seq` from `peer` is settled or held."""

@@ -9,9 +9,10 @@ import msgspec
 from p2pfl.errors import ConfigError
 from p2pfl.ids import parse_peer_id
 from p2pfl.trust.membership import check_root
+from p2pfl.trust.reputation import TOLERANCE
 from p2pfl.trust.rules import check
 
-__all__ = ["AggregatorOptions", "PrivacyOptions", "TrustOptions"]
+__all__ = ["AggregatorOptions", "PrivacyOptions", "ReputationOptions", "TrustOptions"]
 
 
 class AggregatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +67,22 @@ class PrivacyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError(f'trust.privacy.kind = "{self.kind}" is not in this release; it has "none"')
 
 
+class ReputationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[trust] reputation`: whether a site scores its neighbours' models, and leaves out what it doubts.
+
+    tolerance: how many times the usual distance between models is usual still.
+    """
+
+    kind: str = "none"
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "beta"):
+            raise ValueError(f'trust.reputation.kind = "{self.kind}" is neither "none" nor "beta"')
+        if not 1 < self.tolerance < float("inf"):
+            raise ValueError(f"trust.reputation.tolerance = {self.tolerance:g} is not a number above 1")
+
+
 class TrustOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[trust]`: the root of membership, and the checks on what comes in.
 
@@ -78,6 +95,7 @@ class TrustOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     quorum: int = 1
     aggregator: AggregatorOptions = msgspec.field(default_factory=AggregatorOptions)
     privacy: PrivacyOptions = msgspec.field(default_factory=PrivacyOptions)
+    reputation: ReputationOptions = msgspec.field(default_factory=ReputationOptions)
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
