@@ -33,7 +33,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: p2pfl trust invite 12D3KooW... --for 7d --name st-marys")
 def trust() -> None:
-    """Who is believed and who is told: list, invite, admit, renew, set, ban, audit."""
+    """Who is believed and who is told: list, invite, admit, renew, set, ban, forget, audit."""
 
 
 trust.add_command(audit)
@@ -51,19 +51,30 @@ def _day(at: Any) -> str | None:
     return None if at is None else datetime.fromtimestamp(float(at), UTC).strftime("%Y-%m-%d")
 
 
-@trust.command("list", epilog="Example: p2pfl trust list --json")
+@trust.command("list", epilog="Example: p2pfl trust list --why st-marys")
+@click.option("--why", metavar="PEER", help="One peer alone, and every number behind its level.")
 @pass_terminal
-def list_(terminal: Terminal) -> None:
-    """Every peer that is or was a member, or has levels of its own."""
-    from .client import ControlClient
+def list_(terminal: Terminal, why: str | None) -> None:
+    """Every peer that is or was a member, or has levels of its own.
+
+    PEER is an id, a name, or the beginning or end of an id.
+    """
+    from .client import ControlClient, one_peer
 
     with ControlClient(terminal.home) as node:
         found = node.get("/v1/trust")["trust"]
+    if why is not None:
+        wanted = one_peer(why, found)
+        (peer,) = [peer for peer in found if peer["peer_id"] == wanted] or [{"peer_id": wanted}]
+        terminal.result(peer, "\n".join(_reasons(peer)))
+        return
     rows = []
     for peer in found:
         marks = [word for word, key in (("this node", "self"), ("founder", "founder")) if peer.get(key)]
         if peer.get("signatures"):
             marks.append(f"{peer['signatures']} of {peer['quorum']} founders have signed")
+        if peer.get("level", peer.get("accept")) != peer.get("accept"):
+            marks.append(f"{peer['level']} by reputation")
         cells = [peer.get(key) for key in ("standing", "share", "accept")]
         expires = _day(peer.get("expires_at"))
         rows.append(
@@ -71,6 +82,37 @@ def list_(terminal: Terminal) -> None:
         )
     header = ("peer", "name", "standing", "share", "accept", "expires", "")
     terminal.result({"trust": found}, columns(rows, header))
+
+
+def _reasons(peer: dict[str, Any]) -> list[str]:
+    """What `trust list --why` says of one row of the node's."""
+    record = peer.get("reputation")
+    lines = [peer["peer_id"], f"accepted as {peer.get('level')}; this site's own level: {peer.get('accept')}"]
+    if record is None:
+        return [*lines, "no reputation: nothing of it was scored"]
+    a, b, faults = record["a"], record["b"], record["faults"]
+    lines += [
+        f"its reputation allows {record['level']}: {record['rule']}",
+        f"score {record['score']:.3f}, the lower 10% of Beta({a:.2f}, {b:.2f})",
+        f"{record['rounds']} rounds scored",
+        "doubted by angle {by_angle}, by distance {by_distance}, by loss {by_loss}".format_map(record),
+        "faults: " + (", ".join(f"{kind} {n}" for kind, n in sorted(faults.items())) or "none"),
+        f"cautions of others that count: {len(record['reports'])}",
+    ]
+    if last := record["last"]:
+        doubt = f"doubted by {last['doubt']}" if last["doubt"] else "approved"
+        lines.append(f"round {last['round']}, {doubt}:")
+        for name, bound, word in (
+            ("loss", "most_loss", "at most"),
+            ("distance", "most_distance", "at most"),
+            ("cosine", "least_cosine", "at least"),
+        ):
+            if last[name] is not None:
+                limit = "nothing to compare" if last[bound] is None else f"{word} {last[bound]:.4g}"
+                lines.append(f"  {name} {last[name]:.4g} ({limit})")
+        if last["own_loss"] is not None:
+            lines.append(f"  loss of the own model on the same rows {last['own_loss']:.4g}")
+    return lines
 
 
 def _founder_of(terminal: Terminal, file: Path | None) -> tuple[Identity, RunSpec]:
@@ -321,3 +363,19 @@ def set_(terminal: Terminal, peer: str, share: str | None, accept: str | None) -
         answer = node.post("/v1/trust/set", {"peer": wanted, **levels})
     said = ", ".join(f"{key} {value}" for key, value in levels.items())
     terminal.result({"peer_id": wanted, **answer}, f"{wanted}: {said}")
+
+
+@trust.command(epilog="Example: p2pfl trust forget st-marys")
+@click.argument("peer")
+@pass_terminal
+def forget(terminal: Terminal, peer: str) -> None:
+    """Undo what this site decided and learned of PEER: its levels, its ban here, its reputation.
+
+    A revocation is the founders' and stays.  PEER is an id, a name, or the beginning or end of an id.
+    """
+    from .client import ControlClient, one_peer
+
+    with ControlClient(terminal.home) as node:
+        wanted = one_peer(peer, node.get("/v1/trust")["trust"])
+        answer = node.post("/v1/trust/forget", {"peer": wanted})
+    terminal.result({"peer_id": wanted, **answer}, f"{wanted}: forgotten; it is a newcomer here")

@@ -212,15 +212,19 @@ class State:
             was, level = reputation.ceiling(before, peer), reputation.ceiling(after, peer)
             if was is level:
                 continue
-            word = "quarantined" if level is Level.QUARANTINE else "limited" if level < was else "restored"
+            self.decide("level", peer, level.name.lower(), rule="reputation")
             shown = reputation.explain(after.records[peer])
             numbers = {name: shown[name] for name in ("score", "rule", "a", "b", "rounds", "faults")}
-            self.fact(f"peer {word}", "warning", peer=peer, most=level.name.lower(), **numbers)
-            self.decide("level", peer, level.name.lower(), rule="reputation")
+            numbers |= {"peer": peer, "most": level.name.lower()}
             if level is Level.QUARANTINE:
+                self.fact("peer quarantined", "warning", **numbers)
                 for other in self.neighbours.up():
                     if other != peer:
                         self.send(other, Kind.NOTICE, Notice(code="caution", text=peer))
+            elif level < was:
+                self.fact("peer limited", "warning", **numbers)
+            else:
+                self.fact("peer restored", "warning", **numbers)
 
     def header(self, recipient: PeerId, kind: Kind, **fields: Any) -> Header:
         """A header from here and now."""

@@ -8,9 +8,10 @@ trust/reputation.py, which says whom to doubt.
 A doubted model, one of a peer in quarantine or that broke the protocol in this round, and one of a newcomer
 whose turn it is not, are not mixed.  A state is passed over; a share is refused, so that its mass goes back
 to its sender.  Whom this site doubts gets no shares, either, because they would be lost: two liars of ten,
-sent to for three rounds, held half of the mass.  A peer in quarantine is heard all the same.  Nobody is judged
-before this site has mass, because its own model then says nothing, and no loss is asked for in opening
-rounds, before columns are standardised.
+sent to for three rounds, held half of the mass.  A peer in quarantine is heard all the same.
+
+Nobody is judged before this site has mass, because its own model then says nothing, and no loss is asked for
+in opening rounds, before columns are standardised.
 """
 
 from __future__ import annotations

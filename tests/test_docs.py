@@ -28,7 +28,7 @@ from p2pfl.run import ExchangeOptions, RunOptions
 from p2pfl.simulations.attacks import KINDS as ATTACK_KINDS
 from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.scenario import SimulationOptions
-from p2pfl.trust.options import TrustOptions
+from p2pfl.trust.options import ReputationOptions, TrustOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -47,6 +47,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "`[learner.optimizer]`": learn.OptimizerOptions,
     "`[gossip.topology]`": gossip.TopologyOptions,
     "### `[trust]`": TrustOptions,
+    "`[trust.reputation]`": ReputationOptions,
     "### `[node]`": settings.NodeSection,
     "### `[control]`": settings.ControlSettings,
     "### `[limits]`": settings.LimitSettings,
@@ -130,7 +131,7 @@ def test_every_command_and_option_in_the_guides_exists() -> None:
 def test_every_key_of_a_struct_and_no_other_is_in_its_table(line: str) -> None:
     # Keys that are tables of their own have their own heading.
     tables = {"data", "model", "optimizer"} if TABLES[line] is learn.LearnerOptions else set()
-    tables |= {"aggregator", "privacy"} if TABLES[line] is TrustOptions else set()
+    tables |= {"aggregator", "privacy", "reputation"} if TABLES[line] is TrustOptions else set()
     assert set(rows_below(line)) == {f.name for f in msgspec.structs.fields(TABLES[line])} - tables
 
 

@@ -15,7 +15,7 @@ from p2pfl.ids import PeerId, parse_peer_id
 from p2pfl.node import audit_answers, backup, ballots, snapshots
 from p2pfl.node.node import Node
 from p2pfl.node.telemetry import EventHub
-from p2pfl.trust import certificates, membership, relations
+from p2pfl.trust import certificates, membership, relations, reputation
 
 __all__ = ["Desk"]
 
@@ -157,6 +157,7 @@ class Desk:
             | set(consortium.relations.share_with)
             | set(consortium.relations.accept_from)
         )
+        records = consortium.reputation.records
         rows = []
         for peer in sorted(known):
             certificate = membership.certificate_of(consortium.membership, peer)
@@ -171,6 +172,8 @@ class Desk:
                     "standing": consortium.standing(peer, now),
                     "share": relations.share_level(consortium.relations, peer).name.lower(),
                     "accept": relations.accept_level(consortium.relations, peer).name.lower(),
+                    "level": consortium.accept_level(peer).name.lower(),
+                    "reputation": reputation.explain(records[peer]) if peer in records else None,
                     "expires_at": certificate.expires_at if certificate else None,
                     "signatures": open_.get(peer),
                     "quorum": consortium.membership.quorum,
@@ -221,6 +224,10 @@ class Desk:
                     relations.parse_level(word)
                 await node.ask(Commanded(verb="set", arguments={"peer": peer, **levels}))
                 return {"peer_id": peer, **levels}
+            case "forget":
+                peer = self._peer(arguments["peer"])
+                await node.ask(Commanded(verb="forget", arguments={"peer": peer}))
+                return {"peer_id": peer}
             case "ping":
                 peer = self._peer(arguments["peer"])
                 return {"peer_id": peer, "rtt_ms": round(1000 * await node.wires.ping(peer), 3)}

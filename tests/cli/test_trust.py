@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -218,3 +219,74 @@ def test_share_and_accept_are_set_apart(tmp_path: Path) -> None:
 
 def test_the_levels_of_the_flags_are_those_of_the_trust_layer() -> None:
     assert tuple(level.name.lower() for level in sorted(Level)) == _LEVELS
+
+
+# --- reputation --------------------------------------------------------------------------------------
+
+
+def scored(**last: Any) -> dict[str, Any]:
+    sample = {"round": 4, "distance": 5.0, "cosine": -0.8, "loss": 9.0, "own_loss": 0.3, "doubt": "angle"}
+    bounds = {"most_distance": 4.0, "least_cosine": -0.2, "most_loss": 32.5}
+    return {
+        "score": 0.377,
+        "level": "quarantine",
+        "rule": "score 0.377 is below 0.43",
+        "a": 10.0,
+        "b": 9.42,
+        "rounds": 4,
+        "by_angle": 3,
+        "by_distance": 1,
+        "by_loss": 0,
+        "faults": {"norm": 2},
+        "reports": {GAMMA: 19},
+        "last": {**sample, **bounds, **last},
+    }
+
+
+def test_every_number_behind_a_level_is_shown(tmp_path: Path) -> None:
+    target = FakeTarget()
+    target.members[0] |= {"level": "quarantine", "accept": "normal", "reputation": scored()}
+    with served(tmp_path, target):
+        listed = p2pfl(tmp_path, "trust", "list").stdout
+        assert "quarantine by reputation" in listed
+        shown = p2pfl(tmp_path, "trust", "list", "--why", "beta").stdout
+        as_json = json.loads(p2pfl(tmp_path, "trust", "list", "--why", BETA, "--json").stdout)
+        silent = p2pfl(tmp_path, "trust", "list", "--why", "gamma").stdout
+        nobody = p2pfl(tmp_path, "trust", "list", "--why", "delta")
+    for words in (
+        BETA,
+        "accepted as quarantine; this site's own level: normal",
+        "score 0.377 is below 0.43",
+        "Beta(10.00, 9.42)",
+        "4 rounds scored",
+        "doubted by angle 3, by distance 1, by loss 0",
+        "faults: norm 2",
+        "cautions of others that count: 1",
+        "round 4, doubted by angle:",
+        "loss 9 (at most 32.5)",
+        "cosine -0.8 (at least -0.2)",
+        "own model on the same rows 0.3",
+    ):
+        assert words in shown
+    assert as_json["reputation"]["last"]["cosine"] == -0.8
+    assert "nothing of it was scored" in silent
+    assert nobody.exit_code == Exit.CONFIG
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
+    target = FakeTarget()
+    few = scored(loss=None, own_loss=None, most_loss=None, most_distance=None, least_cosine=None, doubt="")
+    target.members[0] |= {"level": "normal", "accept": "normal", "reputation": few}
+    with served(tmp_path, target):
+        shown = p2pfl(tmp_path, "trust", "list", "--why", "beta").stdout
+    assert "round 4, approved:" in shown
+    assert "distance 5 (nothing to compare)" in shown
+    assert "loss 9" not in shown
+
+
+def test_a_peer_is_forgotten_by_name(tmp_path: Path) -> None:
+    with served(tmp_path) as node:
+        result = p2pfl(tmp_path, "trust", "forget", "beta")
+    assert result.exit_code == 0
+    assert node.target.commands == [("forget", {"peer": BETA})]
+    assert f"{BETA}: forgotten" in result.stdout

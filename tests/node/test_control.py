@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -128,22 +129,25 @@ def test_a_home_too_deep_for_a_socket_is_refused_with_the_cure(tmp_path: Path) -
         socket_path(tmp_path / ("x" * 120))
 
 
-@pytest.mark.parametrize(
-    ("verb", "path", "arguments"),
-    [
-        ("leave", "/v1/run/leave", {}),
-        ("pause", "/v1/run/pause", {}),
-        ("resume", "/v1/run/resume", {}),
-        ("ban", "/v1/trust/ban", {"peer": BETA, "reason": "poison"}),
-        ("admit", "/v1/trust/admit", {"ticket": "p2pfl1abc"}),
-        ("set", "/v1/trust/set", {"peer": BETA, "share": "deny"}),
-        ("ping", "/v1/ping", {"peer": BETA}),
-        ("backup", "/v1/backup", {"path": "/dev/null"}),
-        ("export", "/v1/export", {"path": "/dev/null"}),
-    ],
-)
+CALLS: list[tuple[str, str, dict[str, Any]]] = [
+    ("leave", "/v1/run/leave", {}),
+    ("pause", "/v1/run/pause", {}),
+    ("resume", "/v1/run/resume", {}),
+    ("ban", "/v1/trust/ban", {"peer": BETA, "reason": "poison"}),
+    ("admit", "/v1/trust/admit", {"ticket": "p2pfl1abc"}),
+    ("renew", "/v1/trust/renew", {"peer": BETA, "lasts_s": 60.0}),
+    ("amend", "/v1/run/amend", {"changes": {"quorum": 0.4}, "at": 9, "sign": True}),
+    ("set", "/v1/trust/set", {"peer": BETA, "share": "deny"}),
+    ("forget", "/v1/trust/forget", {"peer": BETA}),
+    ("ping", "/v1/ping", {"peer": BETA}),
+    ("backup", "/v1/backup", {"path": "/dev/null"}),
+    ("export", "/v1/export", {"path": "/dev/null"}),
+]
+
+
+@pytest.mark.parametrize(("verb", "path", "arguments"), CALLS)
 async def test_every_verb_reaches_the_node(
-    tmp_path: Path, verb: str, path: str, arguments: dict[str, str]
+    tmp_path: Path, verb: str, path: str, arguments: dict[str, Any]
 ) -> None:
     target = FakeTarget()
     target.answer = {"done": True}
@@ -154,9 +158,7 @@ async def test_every_verb_reaches_the_node(
 
 
 def test_every_verb_of_the_table_is_tested_and_documented() -> None:
-    assert {"leave", "pause", "resume", "ban", "admit", "set", "ping", "backup", "export"} == set(
-        control.VERBS
-    )
+    assert {verb for verb, _, _ in CALLS} == set(control.VERBS)
 
 
 @pytest.mark.parametrize(

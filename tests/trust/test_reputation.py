@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import StoreError
@@ -229,7 +229,8 @@ def test_reputation_never_raises_a_level_and_leaves_a_pinned_one(own: Level, mos
 # --- what others say --------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 50), st.integers(0, 40))
+@settings(deadline=None)
+@given(st.integers(0, 50), st.integers(0, 15))
 def test_slander_by_any_number_leaves_an_honest_peer_at_its_level(reporters: int, rounds: int) -> None:
     state = after(rounds, far=False)
     for by in PEERS[8 : 8 + reporters]:
