@@ -270,7 +270,7 @@ def test_every_number_behind_a_level_is_shown(tmp_path: Path) -> None:
         assert words in shown
     assert as_json["reputation"]["last"]["cosine"] == -0.8
     assert "nothing of it was scored" in silent
-    assert nobody.exit_code == Exit.CONFIG
+    assert nobody.exit_code == Exit.USAGE
 
 
 def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
