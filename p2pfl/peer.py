@@ -7,15 +7,14 @@ only); PAUSED when too few neighbours are heard or its learner keeps failing; DR
 until every share has found its place; JUDGING while the last model is evaluated; LEAVING when it hands its
 mass over; FINISHED for ever.
 
-A round.  `Train` goes out with the de-biased model while shares come in.  When the fit is done, and every
-awaited in-neighbour's last share is in and every awaited out-edge is free, or the deadline has passed, there
-is one step: merge in (PeerId, seq) order, add the local step, split; one Commit; then acknowledgements,
-shares and the round statement; then the next `Train`.  A neighbour that missed a deadline or hung up is not
-awaited again until it speaks.
+A round.  `Train` goes out with the de-biased model while shares come in.  When the fit is done, every awaited
+in-neighbour's last share is in and every awaited out-edge is free, and what came is validated if that is
+agreed, or the deadline has passed, there is one step: merge in (PeerId, seq) order, add the local step, split;
+one Commit; then acknowledgements, shares and the round statement; then the next `Train`.  A neighbour that
+missed a deadline or hung up is not awaited again until it speaks.
 
-Invariants: see gossip/links.py.  The parts: state.py (what is known), rounds.py (a round), reception.py
-(what others say), repeats.py (what is said again), recovery.py (a restart), departure.py (leaving), view.py
-(what is shown), and here the life of a run.
+Invariants: see gossip/links.py.  The parts: state.py (what is known), rounds.py (a round), reception.py (what
+others say) and so on, each with its subject in its first line, and here the life of a run.
 """
 
 from __future__ import annotations
