@@ -9,7 +9,7 @@ mass over; FINISHED for ever.
 
 A round.  `Train` goes out with the de-biased model while shares come in.  When the fit is done, every awaited
 in-neighbour's last share is in and every awaited out-edge is free, and what came is validated if that is
-agreed, or the deadline has passed, there is one step: merge in (PeerId, seq) order, add the local step, split;
+agreed, or the deadline has passed, there is one step: merge by PeerId and number, add the local step, split;
 one Commit; then acknowledgements, shares and the round statement; then the next `Train`.  A neighbour that
 missed a deadline or hung up is not awaited again until it speaks.
 
