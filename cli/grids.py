@@ -16,6 +16,7 @@ __all__ = ["comparison_text", "grid_text", "outcomes_text"]
 def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]]) -> str:
     """All cells: the metric's mean over the seeds, the worst seed, and the worst peer of all seeds.
 
+    A star says that more may lie than the cell's rule bears.
     A matrix that is wider than the terminal is written one line a cell, too.
     """
     from p2pfl.simulations.summary import is_lower_better
@@ -25,15 +26,17 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
     who = "honest peer" if any(cell["byzantine"] for cell in cells) else "peer"
     numbers = {
         tuple(cell["cell"].values()): [
-            f"{cell['metric'][part]:.3f}" for part in ("mean", "worst_seed", worst)
+            *(f"{cell['metric'][part]:.3f}" for part in ("mean", "worst_seed", worst)),
+            " *" if cell.get("bounds_broken") else "",
         ]
         for cell in cells
     }
+    star = "\n* more may lie than the rule bears" if any(found[-1] for found in numbers.values()) else ""
     if len(axes) == 2:
         (rows, row_cases), (_, column_cases) = axes.items()
         matrix = columns(
             [
-                [row, *("{} ({}) {}".format(*numbers[row, column]) for column in column_cases)]
+                [row, *("{} ({}) {}{}".format(*numbers[row, column]) for column in column_cases)]
                 for row in row_cases
             ],
             (rows, *column_cases),
@@ -42,9 +45,13 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
             not sys.stdout.isatty()
             or len(max(matrix.splitlines(), key=len)) <= shutil.get_terminal_size().columns
         ):
-            return f"{name}: mean over the seeds (worst seed) worst {who}\n{matrix}"
-    table = [[*cell, *found] for cell, found in numbers.items()]
-    return columns(table, (*axes, name, "worst seed", f"worst {who}"))
+            return f"{name}: mean over the seeds (worst seed) worst {who}\n{matrix}{star}"
+    losses = [cell.get("online_loss") for cell in cells]
+    table = [
+        [*cell, *found[:-1], None if loss is None else f"{loss:.4f}", found[-1]]
+        for (cell, found), loss in zip(numbers.items(), losses, strict=True)
+    ]
+    return columns(table, (*axes, name, "worst seed", f"worst {who}", "online loss", "")) + star
 
 
 def outcomes_text(outcomes: Sequence[Mapping[str, Any]]) -> str:

@@ -74,7 +74,7 @@ def simulate(
     output: Path | None,
     fresh: bool,
 ) -> None:
-    """Run a scenario, a file or one that is shipped: digits, loss, crash.
+    """Run a scenario, a file or one that is shipped, such as digits, crash or robust-dense.
 
     Exits with 6 when an expectation is not met.  The same seed gives the same run, bit for bit.
     `p2pfl simulate compare DIR DIR` shows what two runs with -o gave, side by side.

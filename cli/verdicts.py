@@ -49,6 +49,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         lines.append(
             f"{'mass':<19} {mass['sum']:.9g} of {mass['expected']:.9g} expected, error {mass['error']:.2g}"
         )
+    if verdict.get("bounds_broken"):
+        broken = f"its bound is broken at {verdict['bounds_broken']} peers: more may lie than it bears"
+        lines.append(f"{'rule':<19} {broken}")
     sent = (
         f"{bytes_text(verdict['bytes_sent'])}, {bytes_text(verdict['bytes_per_peer_round'])} a peer and round"
     )

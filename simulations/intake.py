@@ -19,7 +19,7 @@ from p2pfl.gossip.topology import Plan
 from p2pfl.trust.options import AggregatorOptions
 from p2pfl.trust.relations import Level
 
-from .inflow import Inflow
+from .inflow import Inflow, Weights, inflows
 from .lies import Lies
 
 __all__ = ["absorb", "absorb_lies", "put", "take", "weigh"]
@@ -49,25 +49,24 @@ def absorb(own: PushSumState, sent: PushSumState, into: Sequence[Inflow]) -> Non
 
 
 def absorb_lies(
-    own: PushSumState, sent: PushSumState, into: Sequence[Inflow], peers: Indices, lies: Lies
+    own: PushSumState, sent: PushSumState, peers: Indices, plan: Plan, weights: Weights, lies: Lies
 ) -> None:
     """The same for `peers`, where attackers sent what `lies` holds; `own` is written.
 
     A share that is refused or never came adds nothing; for such a state the own model stands in.
     """
-    for inflow in into:
-        for at, row in enumerate(inflow.receivers.tolist()):
-            here, i = _row(own, row), int(peers[row])
-            is_share = inflow.weights is None
-            told = [_told(sent, i, j, lies, is_share=is_share) for j in inflow.senders[at].tolist()]
+    for row, i in enumerate(peers.tolist()):
+        me, here = np.array([row]), take(own, np.array([row]))
+        for inflow in inflows(plan, peers[me], weights, own.x.shape[1]):
+            senders = inflow.senders[0].tolist()
+            told = [_told(sent, i, j, lies, is_share=inflow.weights is None) for j in senders]
             if inflow.weights is None:
-                mixed = push_sum.merge(here, [one for one in told if one is not None])
-            else:
-                W = inflow.weights[at : at + 1]
-                x = averaging.mix(here.x, [None if one is None else one.x for one in told], W)
-                others = [here if one is None else one for one in told]
-                mixed = PushSumState(x=x, w=here.w, s=_mixed(here.s, others, W))
-            put(own, inflow.receivers[at : at + 1], mixed)
+                here = push_sum.merge(here, [one for one in told if one is not None])
+                continue
+            x = averaging.mix(here.x, [None if one is None else one.x for one in told], inflow.weights)
+            others = [here if one is None else one for one in told]
+            here = PushSumState(x=x, w=here.w, s=_mixed(here.s, others, inflow.weights))
+        put(own, me, here)
 
 
 def weigh(
@@ -101,13 +100,8 @@ def weigh(
     return broken
 
 
-def _row(state: PushSumState, i: int) -> PushSumState:
-    """One row, not copied."""
-    return PushSumState(x=state.x[i : i + 1], w=state.w[i : i + 1], s=state.s[i : i + 1])
-
-
 def _told(sent: PushSumState, i: int, j: int, lies: Lies, *, is_share: bool) -> PushSumState | None:
-    honest = _row(sent, j)
+    honest = take(sent, np.array([j]))
     if (i, j) not in lies:
         return honest
     model = lies[i, j]

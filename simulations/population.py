@@ -240,7 +240,7 @@ class Population:
             options, progress = self.spec.trust.aggregator, self.schedule.progress(self.round)
             self._bounds_broken += weigh(own, self.sent, peers, edges.plan, options, self._lies, progress)
         elif self._lies:
-            absorb_lies(own, self.sent, edges.into[index], peers, self._lies)
+            absorb_lies(own, self.sent, peers, edges.plan, self._weights, self._lies)
         else:
             absorb(own, self.sent, edges.into[index])
         if self.control != "without-weights":

@@ -31,7 +31,7 @@ from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
 from .world import World
 
-__all__ = ["make_world", "run_trial", "sites_of"]
+__all__ = ["make_world", "run_trial"]
 
 # Machines down at the end are started again this often, so that nobody's run is cut short by a late crash.
 _REVIVALS = 8
@@ -54,7 +54,7 @@ def make_world(
             fit_s=fits[i % len(fits)],
             evaluate_s=options.evaluate_s,
         )
-        for i, site in enumerate(sites_of(scenario, workload))
+        for i, site in enumerate(_sites(scenario, workload))
     ]
 
     keys = identities(options.peers, spec.run.seed)
@@ -90,7 +90,7 @@ def make_world(
     return world
 
 
-def sites_of(scenario: Scenario, workload: Workload) -> list[Site]:
+def _sites(scenario: Scenario, workload: Workload) -> list[Site]:
     """The honest peers' sites, then the attackers'.   workload: that of the honest."""
     spec, attack, peers = scenario.spec, scenario.simulation.attack, scenario.simulation.peers
     honest = honest_count(attack, peers)
@@ -178,6 +178,7 @@ def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
             "virtual_s": world.now,
             "events": world.events,
             "online_loss": _online_loss(honest),
+            "bounds_broken": sum(map(_has_broken_bound, honest)),
             "events_per_s": world.events / max(wall_s, 1e-9),
             "peer_rounds_per_s": len(world.machines) * spec.run.rounds / max(wall_s, 1e-9),
         },
@@ -192,7 +193,7 @@ def _run_population(
     population = Population(
         spec,
         workload.factory,
-        sites_of(scenario, workload),
+        _sites(scenario, workload),
         control=options.control,
         attack=options.attack,
         consensus_every=options.consensus_every,
@@ -228,9 +229,14 @@ def _run_population(
             "control": options.control,
             "online_loss": population.online_loss(),
             "per_round": population.per_round,
+            "bounds_broken": max((said.get("bounds_broken", 0) for said in population.per_round), default=0),
             "peer_rounds_per_s": options.peers * spec.run.rounds / max(wall_s, 1e-9),
         },
     )
+
+
+def _has_broken_bound(machine: Machine) -> bool:
+    return any(fact.event == "robust bound broken" for _, fact in machine.facts)
 
 
 def _online_loss(machines: Sequence[Machine]) -> float | None:

@@ -26,15 +26,23 @@ def test_two_axes_span_a_matrix() -> None:
     ]
 
 
+def test_a_cell_whose_rule_bears_fewer_liars_has_a_star() -> None:
+    lines = grid_text([*_CELLS[:3], {**_CELLS[3], "bounds_broken": 16}], _AXES).splitlines()
+    assert lines[3:] == [
+        "foe     0.500 (0.490) 0.480  0.950 (0.940) 0.930 *",
+        "* more may lie than the rule bears",
+    ]
+
+
 def test_another_number_of_axes_is_one_line_a_cell_and_the_worst_loss_is_the_greatest() -> None:
     cells = [
-        {"cell": {"rule": rule}, "metric": _cell("", rule, mean, "loss")["metric"], "byzantine": None}
-        for rule, mean in (("none", 1.0), ("gts", 2.0))
+        {"cell": {"rule": rule}, "metric": _cell("", rule, mean, "loss")["metric"], "byzantine": None} | more
+        for rule, mean, more in (("none", 1.0, {"online_loss": 0.25}), ("gts", 2.0, {}))
     ]
     assert grid_text(cells, {"rule": ["none", "gts"]}).splitlines() == [
-        "rule  loss   worst seed  worst peer",
-        "none  1.000  0.990       1.020",
-        "gts   2.000  1.990       2.020",
+        "rule  loss   worst seed  worst peer  online loss",
+        "none  1.000  0.990       1.020       0.2500",
+        "gts   2.000  1.990       2.020       -",
     ]
 
 

@@ -11,7 +11,7 @@ from populations import agreement, made, ran, workload
 from p2pfl.simulations.attacks import KINDS, WORLD_KINDS, AttackOptions
 from p2pfl.simulations.population import Population
 from p2pfl.simulations.scenario import Scenario, load
-from p2pfl.simulations.trial import make_world, run_trial, sites_of
+from p2pfl.simulations.trial import _sites, make_world, run_trial
 from p2pfl.simulations.workload import Workload, cut
 
 _REFUSED = ("nan", "inf", "huge", "silent")
@@ -47,7 +47,7 @@ def _both(scenario: Scenario) -> tuple[Any, Any]:
     sites: Workload = cut(spec, options.peers - options.attack.byzantine, options.partition)
     world = make_world(scenario, sites)
     assert world.run(until_s=10_000)
-    population = Population(spec, sites.factory, sites_of(scenario, sites), attack=options.attack)
+    population = Population(spec, sites.factory, _sites(scenario, sites), attack=options.attack)
     population.run()
     honest = population.honest
     return np.stack([world.peer(i).model() for i in range(honest)]), population.models()[:honest]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import LocalError
-from p2pfl.simulations import expect
+from p2pfl.simulations import expect, sweep
 from p2pfl.simulations.scenario import Scenario, load, parse_seeds
 from p2pfl.simulations.trial import run_trial
 from p2pfl.simulations.workload import cut
@@ -91,3 +91,13 @@ def test_standardising_over_the_federation_is_as_exact_as_pooling_all_rows() -> 
 @pytest.mark.parametrize("name", ["digits", "loss", "crash"])
 def test_shipped_scenarios_meet_their_expectations_over_five_seeds(name: str) -> None:
     assert _unmet(load(name), "0-4") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["robust-dense", "robust-sparse", "robust-beyond"])
+def test_rules_keep_what_their_scenarios_promise_under_two_attacks(name: str) -> None:
+    scenario = load(name)
+    trials = [t for t in sweep.trials(scenario, (0,)) if t.cases["attack"] in ("sign-flip", "alie")]
+    verdicts = sweep.run(trials)
+    outcomes = [expect.judge(expectation, verdicts) for expectation in scenario.expectations]
+    assert [o.text for o in outcomes if not o.is_met] == []
