@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["trust"]
 
-# Levels by the words of trust/relations.py, which is not loaded for --help; a test holds them equal.
+# Levels and kinds by the words of trust/relations.py, which --help does not load; a test holds them equal.
 _LEVELS = ("deny", "quarantine", "limited", "normal", "pinned")
+_TASKS = ("weights", "features", "labels")
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -88,6 +89,7 @@ def _reasons(peer: dict[str, Any]) -> list[str]:
     """What `trust list --why` says of one row of the node's."""
     record = peer.get("reputation")
     lines = [peer["peer_id"], f"accepted as {peer.get('level')}; this site's own level: {peer.get('accept')}"]
+    lines += [f"{what} {level}" for what, level in (peer.get("only") or {}).items()]
     if record is None:
         return [*lines, "no reputation: nothing of it was scored"]
     a, b, faults = record["a"], record["b"], record["faults"]
@@ -347,9 +349,13 @@ def ban(terminal: Terminal, peer: str, reason: str) -> None:
 @click.argument("peer")
 @click.option("--share", type=click.Choice(_LEVELS), help="How far PEER is told.")
 @click.option("--accept", type=click.Choice(_LEVELS), help="How far PEER is believed.")
+@click.option("--for", "task", type=click.Choice(_TASKS), default="weights", show_default=True)
 @pass_terminal
-def set_(terminal: Terminal, peer: str, share: str | None, accept: str | None) -> None:
+def set_(terminal: Terminal, peer: str, share: str | None, accept: str | None, task: str) -> None:
     """Decide whom this site tells and whom it believes; neither asks for the other.
+
+    Levels for weights hold for soft labels, too, until these have their own.  Features, which show single
+    rows, are told to nobody without a level of their own.
 
     PEER is an id, a name, or the beginning or end of an id.
     """
@@ -360,8 +366,8 @@ def set_(terminal: Terminal, peer: str, share: str | None, accept: str | None) -
         raise ConfigError("nothing to set; give --share, --accept or both")
     with ControlClient(terminal.home) as node:
         wanted = one_peer(peer, node.get("/v1/trust")["trust"])
-        answer = node.post("/v1/trust/set", {"peer": wanted, **levels})
-    said = ", ".join(f"{key} {value}" for key, value in levels.items())
+        answer = node.post("/v1/trust/set", {"peer": wanted, "for": task, **levels})
+    said = ", ".join(f"{key} {task} {value}" for key, value in levels.items())
     terminal.result({"peer_id": wanted, **answer}, f"{wanted}: {said}")
 
 

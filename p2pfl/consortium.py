@@ -162,7 +162,7 @@ class Consortium:
         """Carry out a verb of this site's own people.
 
         `admit` {certificate}, `succeed` {succession}, `amend` {amendment}, `ban` {peer, revocation},
-        `forget` {peer}, `set` {peer, share, accept}.
+        `forget` {peer}, `set` {peer, share, accept, for}.
         Returns facts; a refusal is a fact, too.
         """
         try:
@@ -220,13 +220,16 @@ class Consortium:
             case "set":
                 peer = parse_peer_id(arguments["peer"])
                 share, accept = arguments.get("share"), arguments.get("accept")
+                task = arguments.get("for", "weights")
                 self.relations = relations.set_level(
                     self.relations,
                     peer,
                     share=None if share is None else relations.parse_level(share),
                     accept=None if accept is None else relations.parse_level(accept),
+                    task=task,
                 )
-                return Fact(event="trust set", fields={"peer": peer, "share": share, "accept": accept})
+                fields = {"peer": peer, "share": share, "accept": accept, "for": task}
+                return Fact(event="trust set", fields=fields)
             case _:
                 raise RefusedError(f"there is no command {verb!r}")
 

@@ -80,7 +80,8 @@ def _decided(state: State, fact: Fact) -> None:
         case "trust set":
             for way in ("share", "accept"):
                 if fact.fields[way] is not None:
-                    state.decide("level", peer, f"{way}-{fact.fields[way]}", rule="site")
+                    task = "" if fact.fields["for"] == "weights" else f"-{fact.fields['for']}"
+                    state.decide("level", peer, f"{way}{task}-{fact.fields[way]}", rule="site")
 
 
 def tick(state: State) -> None:

@@ -62,7 +62,7 @@ VERBS: dict[str, tuple[str, dict[str, type]]] = {
     "admit": ("/v1/trust/admit", {"ticket!": str}),
     "amend": ("/v1/run/amend", {"changes!": dict, "at": int, "sign": bool}),
     "renew": ("/v1/trust/renew", {"peer": str, "lasts_s": float}),
-    "set": ("/v1/trust/set", {"peer!": str, "share": str, "accept": str}),
+    "set": ("/v1/trust/set", {"peer!": str, "share": str, "accept": str, "for": str}),
     "forget": ("/v1/trust/forget", {"peer!": str}),
     "ping": ("/v1/ping", {"peer!": str}),
     "backup": ("/v1/backup", {"path!": str}),

@@ -173,6 +173,11 @@ class Desk:
                     "share": relations.share_level(consortium.relations, peer).name.lower(),
                     "accept": relations.accept_level(consortium.relations, peer).name.lower(),
                     "level": consortium.accept_level(peer).name.lower(),
+                    "only": {
+                        f"{way} {task}": only[peer].name.lower()
+                        for (task, way), only in sorted(consortium.relations.only.items())
+                        if peer in only
+                    },
                     "reputation": reputation.explain(records[peer]) if peer in records else None,
                     "expires_at": certificate.expires_at if certificate else None,
                     "signatures": open_.get(peer),
@@ -222,8 +227,11 @@ class Desk:
                 levels: dict[str, Any] = {k: v for k, v in arguments.items() if k in ("share", "accept")}
                 for word in levels.values():
                     relations.parse_level(word)
-                await node.ask(Commanded(verb="set", arguments={"peer": peer, **levels}))
-                return {"peer_id": peer, **levels}
+                task = arguments.get("for", "weights")
+                if task not in relations.TASKS:
+                    raise ConfigError(f"no kind of message: {task[:40]!r}; try {', '.join(relations.TASKS)}")
+                await node.ask(Commanded(verb="set", arguments={"peer": peer, "for": task, **levels}))
+                return {"peer_id": peer, "for": task, **levels}
             case "forget":
                 peer = self._peer(arguments["peer"])
                 await node.ask(Commanded(verb="forget", arguments={"peer": peer}))

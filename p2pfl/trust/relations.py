@@ -3,6 +3,9 @@
 `share_with` is about confidentiality (who may receive what this site's model holds), `accept_from` about
 integrity (whose updates are mixed here).  An edge from A to B exists when A shares with B and B accepts from
 A; the way back is another edge.  A ban is deny in both directions and beats every level.
+
+Levels are for weights, and hold for soft labels and features, too, unless a peer has others for these; but
+nobody is told features, which show single rows, unless a level for features says so.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Literal, TypeAlias, get_args
 
 from p2pfl import encoding
 from p2pfl.errors import ConfigError, RemoteError, StoreError
@@ -17,6 +21,7 @@ from p2pfl.ids import PeerId
 
 __all__ = [
     "MAX_OVERRIDES",
+    "TASKS",
     "Level",
     "Relations",
     "parse_level",
@@ -35,7 +40,18 @@ __all__ = [
 
 # As many as a run has members.
 MAX_OVERRIDES = 4096
-_MAX_BYTES = 3 * MAX_OVERRIDES * 40 + 64
+_MAX_BYTES = 7 * MAX_OVERRIDES * 40 + 64
+
+# Kinds of message that a level may be for.
+Task: TypeAlias = Literal["weights", "features", "labels"]
+TASKS: tuple[Task, ...] = get_args(Task)
+# The lists of `Relations.only`, in the order in which they are stored.
+_ONLY: tuple[tuple[Task, str], ...] = (
+    ("features", "share"),
+    ("features", "accept"),
+    ("labels", "share"),
+    ("labels", "accept"),
+)
 
 
 class Level(IntEnum):
@@ -55,13 +71,17 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relations:
-    """The two lists: a level for members not named, levels of those who are, and the banned."""
+    """The two lists: a level for members not named, levels of those who are, and the banned.
+
+    only: levels for one kind of message alone, by kind and way ("share", "accept").
+    """
 
     share_default: Level = Level.NORMAL
     accept_default: Level = Level.NORMAL
     share_with: Mapping[PeerId, Level] = field(default_factory=dict)
     accept_from: Mapping[PeerId, Level] = field(default_factory=dict)
     banned: frozenset[PeerId] = frozenset()
+    only: Mapping[tuple[Task, str], Mapping[PeerId, Level]] = field(default_factory=dict)
 
 
 def parse_level(word: str) -> Level:
@@ -73,17 +93,21 @@ def parse_level(word: str) -> Level:
         raise ConfigError(f"not a level: {word[:40]!r}; the levels are {names}") from None
 
 
-def share_level(relations: Relations, peer: PeerId) -> Level:
-    """How far `peer` may be told."""
+def share_level(relations: Relations, peer: PeerId, task: Task = "weights") -> Level:
+    """How far `peer` may be told what is of `task`."""
     if peer in relations.banned:
         return Level.DENY
-    return relations.share_with.get(peer, relations.share_default)
+    if (level := relations.only.get((task, "share"), {}).get(peer)) is not None:
+        return level
+    return Level.DENY if task == "features" else relations.share_with.get(peer, relations.share_default)
 
 
-def accept_level(relations: Relations, peer: PeerId) -> Level:
-    """How far `peer` is believed."""
+def accept_level(relations: Relations, peer: PeerId, task: Task = "weights") -> Level:
+    """How far `peer` is believed in what is of `task`."""
     if peer in relations.banned:
         return Level.DENY
+    if (level := relations.only.get((task, "accept"), {}).get(peer)) is not None:
+        return level
     return relations.accept_from.get(peer, relations.accept_default)
 
 
@@ -108,20 +132,30 @@ def weight_limit(level: Level, *, total: float, n: int) -> float:
 
 
 def set_level(
-    relations: Relations, peer: PeerId, *, share: Level | None = None, accept: Level | None = None
+    relations: Relations,
+    peer: PeerId,
+    *,
+    share: Level | None = None,
+    accept: Level | None = None,
+    task: Task = "weights",
 ) -> Relations:
-    """`relations` with `peer` at these levels; None leaves one as it is.  A ban stays in force.
+    """`relations` with `peer` at these levels for `task`; None leaves one as it is.  A ban stays in force.
 
-    Raises ConfigError when either list is full.
+    Raises ConfigError when a list is full.
     """
-    share_with, accept_from = dict(relations.share_with), dict(relations.accept_from)
-    if share is not None:
-        share_with[peer] = share
-    if accept is not None:
-        accept_from[peer] = accept
-    if max(len(share_with), len(accept_from)) > MAX_OVERRIDES:
+    if task not in TASKS:
+        raise ConfigError(f"no kind of message: {str(task)[:40]!r}; the kinds are {', '.join(TASKS)}")
+    lists = dict(relations.only) | {
+        ("weights", "share"): relations.share_with,
+        ("weights", "accept"): relations.accept_from,
+    }
+    for way, level in (("share", share), ("accept", accept)):
+        if level is not None:
+            lists[task, way] = {**lists.get((task, way), {}), peer: level}
+    if max(map(len, lists.values())) > MAX_OVERRIDES:
         raise ConfigError(f"{MAX_OVERRIDES} peers have levels of their own; `p2pfl trust forget` some")
-    return replace(relations, share_with=share_with, accept_from=accept_from)
+    share_with, accept_from = lists.pop(("weights", "share")), lists.pop(("weights", "accept"))
+    return replace(relations, share_with=share_with, accept_from=accept_from, only=lists)
 
 
 def ban(relations: Relations, peer: PeerId) -> Relations:
@@ -142,6 +176,10 @@ def forget(relations: Relations, peer: PeerId) -> Relations:
         share_with={name: level for name, level in relations.share_with.items() if name != peer},
         accept_from={name: level for name, level in relations.accept_from.items() if name != peer},
         banned=relations.banned - {peer},
+        only={
+            key: {name: level for name, level in levels.items() if name != peer}
+            for key, levels in relations.only.items()
+        },
     )
 
 
@@ -152,6 +190,7 @@ def rename(relations: Relations, old: PeerId, new: PeerId) -> Relations:
         share_with=_renamed(relations.share_with, old, new),
         accept_from=_renamed(relations.accept_from, old, new),
         banned=frozenset(new if name == old else name for name in relations.banned),
+        only={key: _renamed(levels, old, new) for key, levels in relations.only.items()},
     )
 
 
@@ -164,20 +203,24 @@ def to_bytes(relations: Relations) -> bytes:
             3: _levels_out(relations.share_with),
             4: _levels_out(relations.accept_from),
             5: b"".join(sorted(encoding.key_of(name) for name in relations.banned)),
+            **{6 + i: _levels_out(relations.only.get(key, {})) for i, key in enumerate(_ONLY)},
         }
     )
 
 
 def from_bytes(data: bytes) -> Relations:
-    """What `to_bytes` wrote.  Raises StoreError."""
+    """What `to_bytes` wrote, or what it wrote before levels had kinds: keys 1 to 5.  Raises StoreError."""
     try:
-        document = encoding.unpack(data, "their document", keys=range(1, 6), limit=_MAX_BYTES)
+        keys = range(1, 6) if data[:1] == b"\x85" else range(1, 6 + len(_ONLY))
+        document = encoding.unpack(data, "their document", keys=keys, limit=_MAX_BYTES)
+        lists = {key: _levels_in(document.get(6 + i, b"")) for i, key in enumerate(_ONLY)}
         return Relations(
             share_default=_level(document[1]),
             accept_default=_level(document[2]),
             share_with=_levels_in(document[3]),
             accept_from=_levels_in(document[4]),
             banned=frozenset(encoding.peer(key, "banned") for key in _cut(document[5], 32)),
+            only={key: levels for key, levels in lists.items() if levels},
         )
     except RemoteError as error:
         raise StoreError(f"the stored relations are damaged: {error}; run `p2pfl node restore`") from error

@@ -11,10 +11,10 @@ from control_target import ALPHA, BETA, GAMMA, FakeTarget, served
 
 from p2pfl.cli.exits import Exit
 from p2pfl.cli.main import main
-from p2pfl.cli.trust import _LEVELS
+from p2pfl.cli.trust import _LEVELS, _TASKS
 from p2pfl.ids import PeerId
 from p2pfl.run import load, run_id
-from p2pfl.trust import identity
+from p2pfl.trust import identity, relations
 from p2pfl.trust.certificates import has_signed
 from p2pfl.trust.relations import Level
 from p2pfl.trust.tickets import parse_ticket
@@ -208,17 +208,20 @@ def test_share_and_accept_are_set_apart(tmp_path: Path) -> None:
     target = FakeTarget()
     with served(tmp_path, target):
         assert p2pfl(tmp_path, "trust", "set", "beta", "--share", "deny").exit_code == 0
-        assert p2pfl(tmp_path, "trust", "set", "beta", "--accept", "pinned").exit_code == 0
+        assert (
+            p2pfl(tmp_path, "trust", "set", "beta", "--accept", "pinned", "--for", "features").exit_code == 0
+        )
         assert p2pfl(tmp_path, "trust", "set", "beta").exit_code == Exit.USAGE
         assert p2pfl(tmp_path, "trust", "set", "beta", "--share", "much").exit_code == Exit.USAGE
     assert target.commands == [
-        ("set", {"peer": BETA, "share": "deny"}),
-        ("set", {"peer": BETA, "accept": "pinned"}),
+        ("set", {"peer": BETA, "for": "weights", "share": "deny"}),
+        ("set", {"peer": BETA, "for": "features", "accept": "pinned"}),
     ]
 
 
 def test_the_levels_of_the_flags_are_those_of_the_trust_layer() -> None:
     assert tuple(level.name.lower() for level in sorted(Level)) == _LEVELS
+    assert relations.TASKS == _TASKS
 
 
 # --- reputation --------------------------------------------------------------------------------------

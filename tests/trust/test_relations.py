@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pfl import encoding
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.ids import PeerId
 from p2pfl.trust import relations
@@ -16,6 +17,7 @@ from p2pfl.trust.relations import (
     from_bytes,
     may_share,
     parse_level,
+    rename,
     set_level,
     share_level,
     to_bytes,
@@ -98,6 +100,38 @@ def test_relations_come_back_from_the_disk(
         share_default=share, accept_default=accept, share_with=tells, accept_from=hears, banned=banned
     )
     assert from_bytes(to_bytes(one)) == one
+    for peer, level in tells.items():
+        one = set_level(one, peer, share=level, task="features")
+        one = set_level(one, peer, accept=level, task="labels")
+    assert from_bytes(to_bytes(one)) == one
+
+
+def test_relations_stored_before_levels_had_kinds_are_read() -> None:
+    one = ban(set_level(NONE, A, share=Level.DENY), B)
+    document = encoding.unpack(to_bytes(one), "it", keys=range(1, 10), limit=4096)
+    assert from_bytes(encoding.pack({key: document[key] for key in range(1, 6)})) == one
+
+
+def test_levels_for_weights_hold_for_labels_and_features_are_told_to_nobody() -> None:
+    one = set_level(NONE, A, share=Level.LIMITED, accept=Level.QUARANTINE)
+    assert share_level(one, A, "labels") is Level.LIMITED
+    assert accept_level(one, A, "labels") is accept_level(one, A, "features") is Level.QUARANTINE
+    assert share_level(one, A, "features") is share_level(NONE, B, "features") is Level.DENY
+
+
+def test_a_kind_of_message_has_levels_of_its_own_that_a_ban_beats() -> None:
+    one = set_level(NONE, A, share=Level.NORMAL, task="features")
+    one = set_level(one, A, accept=Level.DENY, task="labels")
+    assert share_level(one, A, "features") is Level.NORMAL
+    assert accept_level(one, A, "labels") is Level.DENY
+    assert accept_level(one, A) is share_level(one, A) is Level.NORMAL
+    assert share_level(ban(one, A), A, "features") is Level.DENY
+    moved = rename(one, A, B)
+    assert share_level(moved, B, "features") is Level.NORMAL
+    assert share_level(moved, A, "features") is Level.DENY
+    assert share_level(forget(one, A), A, "features") is Level.DENY
+    with pytest.raises(ConfigError, match="weights, features, labels"):
+        set_level(NONE, A, share=Level.NORMAL, task="gradients")  # type: ignore[arg-type]
 
 
 @given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 3))
