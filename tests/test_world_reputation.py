@@ -10,12 +10,15 @@ import pytest
 from liar import Liar, world_with_a_liar
 from worlds import agreement, facts, tiny_world
 
+from p2pfl.consortium import Consortium
 from p2pfl.events import Kind, Notice, Validated
-from p2pfl.ids import PeerId
+from p2pfl.ids import PeerId, RunId
 from p2pfl.simulations import scenario as scenarios
 from p2pfl.simulations.trial import make_world
 from p2pfl.simulations.workload import cut
 from p2pfl.simulations.world import World
+from p2pfl.trust.certificates import countersign, encode_certificate, issue_certificate
+from p2pfl.trust.identity import Identity
 from p2pfl.trust.relations import Level
 
 STATE = {"averaging": {"kind": "d-psgd"}, "topology": {"kind": "complete"}}
@@ -297,3 +300,15 @@ def test_newcomers_of_one_inviter_are_mixed_one_a_round_until_they_have_a_record
     # Two founders beside this one, and one of the four newcomers; after six approvals all.
     assert [mixed[number] for number in range(1, 6)] == [3] * 5
     assert [mixed[number] for number in range(7, 11)] == [6] * 4
+
+
+def test_the_inviters_of_a_member_are_the_founders_who_signed_its_certificate() -> None:
+    founders = [Identity(bytes([i]) * 32) for i in range(1, 4)]
+    guest = Identity(bytes([9]) * 32).peer_id
+    run = RunId("ab" * 32)
+    consortium = Consortium.of(run, tuple(founder.peer_id for founder in founders), 2)
+    certificate = issue_certificate(founders[0], run=run, subject=guest, now=0.0, nonce=bytes(16))
+    signed = encode_certificate(countersign(certificate, founders[1]))
+    assert consortium.command("admit", {"certificate": signed}, 1.0)[0].event == "member admitted"
+    signers = tuple(sorted(founder.peer_id for founder in founders[:2]))
+    assert consortium.inviters([guest, founders[2].peer_id]) == {guest: signers}
