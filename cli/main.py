@@ -27,11 +27,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "p2pfl.cli.demo:demo",
         "Start several real nodes here, let them train over loopback, and judge the result.",
     ),
-    "node": ("p2pfl.cli.node:node", "The site's node: init, start, stop, backup, restore, service."),
+    "node": (
+        "p2pfl.cli.node:node",
+        "The site's node: init, start, stop, backup, restore, rotate-key, service.",
+    ),
     "run": ("p2pfl.cli.run:run", "The agreement: new, check, hash, join, pause, resume, leave, export."),
     "trust": (
         "p2pfl.cli.trust:trust",
-        "Who is believed and who is told: list, invite, admit, renew, set, ban, audit.",
+        "Who is believed and who is told: list, invite, admit, renew, set, ban, forget, audit.",
     ),
     "status": ("p2pfl.cli.status:status", "What the node does now."),
     "peers": ("p2pfl.cli.status:peers", "The members, and how the edges to them stand."),
