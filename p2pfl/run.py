@@ -51,6 +51,7 @@ AMENDABLE = (
     "run.quorum",
     "run.evaluate_every",
     "trust.aggregator",
+    "trust.reputation",
     "trust.max_norm",
 )
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,80}")

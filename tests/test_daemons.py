@@ -15,6 +15,8 @@ import pytest
 from daemons import Daemons
 
 from p2pfl import ledger, settings
+from p2pfl.cli.client import ControlClient
+from p2pfl.cli.exits import Exit
 from p2pfl.node.store import Store
 from p2pfl.run import run_id
 from p2pfl.trust import certificates, identity
@@ -226,6 +228,36 @@ def test_a_daemon_is_small_takes_in_an_invited_node_and_obeys_signals(tmp_path: 
         audit = net.mass()
         assert audit.expected == pytest.approx(4, rel=1e-12)
         assert audit.error < 1e-9
+
+
+def test_a_revoked_member_is_out_of_real_daemons_within_a_round_and_the_run_goes_on(tmp_path: Path) -> None:
+    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 40}) as net:
+        net.start(0, 1, 2, 3)
+        net.until_round(0, 3)
+        for i in range(3):
+            with ControlClient(net.homes[i]) as node:
+                node.post("/v1/trust/ban", {"peer": net.names[3], "reason": "it lies"})
+        voted_in = max(net.status(i)["round"] for i in range(3))
+        net.until(lambda: net.processes[3].poll() is not None, 30, "the revoked node ends")
+        assert net.processes.pop(3).returncode == Exit.REFUSED
+        # It comes back with what it has, and is told in a lobby that it need not.
+        net.start(3)
+        net.finish(0, 1, 2, within_s=90)
+        heard = 0
+        for i in range(3):
+            with Store.open(net.homes[i]) as store:
+                rows = [row.decision for row in store.decisions(run_id(net.spec))]
+            of_it = [row for row in rows if row.peer == net.names[3]]
+            (end,) = [row for row in of_it if (row.type, row.verdict) == ("admission", "revoked")]
+            assert end.round <= voted_in + 1
+            assert [row for row in of_it if row.type == "share" and row.i > end.i] == []
+            heard += sum(row.type == "share" for row in of_it)
+            assert committed(net, i)[-1] == 41
+        assert heard
+        check_survivors(net, 0, 1, 2)
+        books = [own_ledger(net, i) for i in range(3)]
+        expected = sum(book.entered - book.written_off for book in books)
+        assert sum(book.w for book in books) == pytest.approx(expected, rel=1e-9)
 
 
 def test_strangers_who_flood_a_node_delay_no_round_beyond_its_deadline(tmp_path: Path) -> None:

@@ -74,6 +74,17 @@ def test_with_a_quorum_the_terms_change_for_everybody_in_the_same_round() -> Non
     assert run_id(world.spec) == world.peer(0).state.run
 
 
+def test_reputation_can_be_switched_on_in_mid_run() -> None:
+    world = tiny_world(4, spec=SPEC)
+    world.run(until_s=3.5)
+    sign(world, (0, 1, 2), {"trust.reputation": {"kind": "beta"}})
+    world.run(until_s=FENCE - 0.5)
+    assert not any(world.peer(i).state.consortium.reputation.records for i in range(4))
+    assert world.run(until_s=300.0)
+    assert all(len(world.peer(i).state.consortium.reputation.records) == 3 for i in range(4))
+    assert world.mass().sum == pytest.approx(4, abs=1e-9)
+
+
 def test_a_run_can_be_made_shorter() -> None:
     world = tiny_world(4, spec=SPEC)
     world.run(until_s=3.5)

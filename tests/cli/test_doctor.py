@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from control_target import BETA, served
+from control_target import BETA, FakeTarget, served
 
 from p2pfl.cli.exits import Exit
 from p2pfl.cli.main import main
@@ -190,3 +191,16 @@ def test_for_people_each_cause_has_its_cure_below(home: Path) -> None:
     result = CliRunner().invoke(main, ["--home", str(home), "doctor", "--offline"])
     assert "cure: chmod 600" in result.stdout
     assert "checks failed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("days", "result"), [(30, "ok"), (3, "warning"), (-1, "failed")], ids=["lasts", "ends soon", "expired"]
+)
+def test_a_running_node_s_certificate_is_looked_at(home: Path, days: float, result: str) -> None:
+    target = FakeTarget()
+    target.now["expires_at"] = time.time() + days * 86_400
+    with served(home, target):
+        _, found = doctor(home, "--offline")
+    (one,) = found["certificate"]
+    assert one["result"] == result
+    assert result == "ok" or "trust renew" in one["cure"]

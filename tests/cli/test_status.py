@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,17 @@ def test_a_follower_ends_quietly_when_the_node_dies(tmp_path: Path) -> None:
 def test_the_rounds_command_has_the_documented_formats() -> None:
     formats = next(p for p in rounds_command.params if p.name == "form")
     assert list(getattr(formats.type, "choices", ())) == ["table", "csv", "json"]
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(30, None), (3, "certificate ends in 3.0 days"), (-1, "certificate has expired"), (None, None)],
+)
+def test_a_certificate_that_ends_soon_is_mentioned(
+    tmp_path: Path, days: float | None, said: str | None
+) -> None:
+    target = FakeTarget()
+    target.now["expires_at"] = None if days is None else time.time() + days * 86_400 + 60
+    with served(tmp_path, target):
+        text = CliRunner().invoke(main, ["--home", str(tmp_path), "status"]).stdout
+    assert (said in text) if said else ("certificate" not in text)
