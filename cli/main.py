@@ -31,7 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "p2pfl.cli.node:node",
         "The site's node: init, start, stop, backup, restore, rotate-key, service.",
     ),
-    "run": ("p2pfl.cli.run:run", "The agreement: new, check, hash, join, pause, resume, leave, export."),
+    "run": (
+        "p2pfl.cli.run:run",
+        "The agreement: new, check, hash, join, amend, pause, resume, leave, export.",
+    ),
     "trust": (
         "p2pfl.cli.trust:trust",
         "Who is believed and who is told: list, invite, admit, renew, set, ban, forget, audit.",

@@ -28,7 +28,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: p2pfl run new --from torch ward && p2pfl run check ward/run.toml")
 def run() -> None:
-    """The agreement: new, check, hash, join, pause, resume, leave, export."""
+    """The agreement: new, check, hash, join, amend, pause, resume, leave, export."""
 
 
 run.add_command(amend)
