@@ -78,20 +78,9 @@ DATA_KINDS = ("label-flip", "backdoor", "model-replacement")
 TRIGGERED_KINDS = ("backdoor", "model-replacement")
 # All attackers say the same to one target: nothing of their own and no draw is in it.
 CONCERTED_KINDS = (
-    "silent",
-    "sign-flip",
-    "alie",
-    "ipm",
-    "foe",
-    "mimic",
-    "dissensus",
-    "spectral",
-    "min-max",
-    "min-sum",
-    "nan",
-    "inf",
-    "huge",
-)
+    "silent", "sign-flip", "alie", "ipm", "foe", "mimic", "dissensus", "spectral", "min-max", "min-sum",
+    "nan", "inf", "huge",
+)  # fmt: skip
 # These have no vector of their own.
 PROTOCOL_KINDS = ("weight-lie", "wrong-shape", "replay", "equivocation", "bomb")
 # These need whole peers, their membership and their network.
