@@ -55,9 +55,24 @@ def in_plain_words(spec: RunSpec) -> str:
             else "every site weighs the same",
         ),
         ("trust", f"{trust.quorum} of {len(trust.founders)} founders admit and revoke members{norm}"),
-        ("privacy", "no noise is added: whoever receives a model may learn something of the rows behind it"),
+        ("privacy", _privacy(spec)),
     )
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def _privacy(spec: RunSpec) -> str:
+    from p2pfl.trust.privacy import Account, epsilon_of, spend
+
+    privacy = spec.trust.privacy
+    if privacy.clip is None or privacy.noise_multiplier is None:
+        return "no noise is added: whoever receives a model may learn something of the rows behind it"
+    budget = ""
+    if privacy.max_epsilon is not None:
+        budget = f"; a site that has spent epsilon {privacy.max_epsilon:g}, in any run, trains no more"
+    noise = f"cut to norm {privacy.clip:g}, with noise of {privacy.noise_multiplier * privacy.clip:g}"
+    whole = spend(Account(), sigma=privacy.noise_multiplier, steps=spec.run.rounds)
+    epsilon = f"epsilon {epsilon_of(whole, privacy.delta):.3g} at delta {privacy.delta:g}"
+    return f"a site's whole step of each round is {noise}: {epsilon} if it is in all rounds{budget}"
 
 
 def _mixing(spec: RunSpec) -> str:

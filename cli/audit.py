@@ -33,7 +33,7 @@ Ask: TypeAlias = Callable[[str, int], dict[str, Any]]
 
 @click.group(epilog="Example: p2pfl trust audit verify --against hungarian.witness")
 def audit() -> None:
-    """What was decided here and sent from here: show, verify, outbound; witness, proofs, check."""
+    """What was decided here and sent from here: show, verify, outbound, privacy; witness, proofs, check."""
 
 
 @contextmanager
@@ -197,6 +197,39 @@ def outbound(terminal: Terminal) -> None:
         found = ask("outbound", 0)["outbound"]
     rows = [[short(PeerId(row["peer"])), row["kind"], row["messages"], row["bytes"]] for row in found]
     terminal.result({"outbound": found}, columns(rows, ("peer", "kind", "messages", "bytes")))
+
+
+@audit.command(epilog="Example: p2pfl trust audit privacy --delta 1e-6")
+@click.option(
+    "--delta",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=1e-5,
+    show_default=True,
+    help="At which epsilon is told; below 1 / rows.",
+)
+@pass_terminal
+def privacy(terminal: Terminal, delta: float) -> None:
+    """What noise let out about each data set of this node, in all its runs, and what that comes to.
+
+    A release is a round, or with dp-sgd a step; sigma is its noise multiplier, q its share of the rows.
+    """
+    import msgspec
+
+    from p2pfl.trust.privacy import Account, epsilon_of
+
+    with _asking(terminal) as ask:
+        accounts = msgspec.convert(ask("privacy", 0)["accounts"], list[Account])
+    found: list[dict[str, Any]] = [
+        {**msgspec.to_builtins(one), "epsilon": epsilon_of(one, delta), "delta": delta} for one in accounts
+    ]
+    rows = [
+        [one["data_set"][:40], *(part[name] for name in ("sigma", "q", "steps")), f"{one['epsilon']:.4g}"]
+        for one in found
+        for part in one["spent"]
+    ]
+    header = ("data set", "sigma", "q", "releases", "epsilon")
+    text = columns(rows, header) if rows else "nothing was released under an agreement with noise"
+    terminal.result({"accounts": found}, text)
 
 
 @audit.command(epilog="Example: p2pfl trust audit witness -o hungarian.witness")

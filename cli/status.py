@@ -50,6 +50,10 @@ def _describe(now: dict[str, Any]) -> str:
     if mass.get("w") is not None:
         names = ("w", "weight0", "entered", "written_off", "in_flight")
         lines.append("mass       " + "  ".join(f"{name} {_number(mass.get(name))}" for name in names))
+    if privacy := now.get("privacy"):
+        most = f" of {privacy['max_epsilon']:g}" if privacy["max_epsilon"] is not None else ""
+        told = f"epsilon {_number(privacy['epsilon'])}{most} at delta {privacy['delta']:g}"
+        lines.append(f"privacy    {privacy['kind']}, {told}")
     metric = now.get("metric") or {}
     if metric:
         lines.append("metric     " + "  ".join(f"{name} {_number(value)}" for name, value in metric.items()))

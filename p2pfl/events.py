@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.ids import PeerId, RunId
+from p2pfl.release import Release
 
 __all__ = [
     "Vector", "Metrics", "Kind", "Header", "Hello", "Ack", "Statement", "Notice", "Roster", "Body",
@@ -156,10 +157,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything a restart needs: large arrays by name, and the rest as one MessagePack document."""
+    """Everything a restart needs: large arrays by name, the rest as one MessagePack document, and what was
+    ever released about the site's rows (an Account of trust/privacy.py, empty: nothing), which outlives runs.
+    """
 
     arrays: Mapping[str, NDArray[Any]]
     ledger: bytes
+    account: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +183,9 @@ class Started:
     """The driver is ready; `snapshot` is what the last Commit held, None on an empty disk.
 
     `parameters` is the model the learner was built with, and `statistics` the site's own sums for a
-    standardisation across sites (empty when the agreement asks for none).
+    standardisation across sites (empty when the agreement asks for none).   `data_set` names the site's rows,
+    `account` is what any run on this disk released about them (empty: nothing), and `release` what a fit
+    releases when the learner itself adds the noise.
     """
 
     snapshot: Snapshot | None
@@ -187,6 +193,9 @@ class Started:
     samples: int
     schema_hash: bytes
     statistics: NDArray[np.float64]
+    data_set: str = ""
+    account: bytes = b""
+    release: Release | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,17 +89,23 @@ class Pool:
 
 
 def write(
-    ledger: Ledger, x: Vector, model: Vector | None, pool: Pool, *, g: Vector | None = None
+    ledger: Ledger,
+    x: Vector,
+    model: Vector | None,
+    pool: Pool,
+    *,
+    g: Vector | None = None,
+    account: bytes = b"",
 ) -> Snapshot:
     """A snapshot of everything.
 
     model: (d,), where it is not x / w: push-pull's, or the last one while there is no weight to divide by.
-    g: (d,), push-pull's gradient.
+    g: (d,), push-pull's gradient.   account: of trust/privacy.py.
     """
     beside = {"model": model, "g": g}
     arrays: dict[str, NDArray[Any]] = {"x": x, **pool.arrays()}
     arrays |= {name: array for name, array in beside.items() if array is not None}
-    return Snapshot(arrays=arrays, ledger=msgspec.msgpack.encode(ledger))
+    return Snapshot(arrays=arrays, ledger=msgspec.msgpack.encode(ledger), account=account)
 
 
 def decode(data: bytes) -> Ledger:

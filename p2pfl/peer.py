@@ -47,6 +47,7 @@ from p2pfl.events import (
     Vector,
 )
 from p2pfl.ids import PeerId
+from p2pfl.releases import open_account
 from p2pfl.run import RunSpec, canonical, run_id
 from p2pfl.schedule import schedule
 from p2pfl.state import Phase, State
@@ -55,8 +56,7 @@ from p2pfl.view import PeerView, view_of
 
 __all__ = ["Peer", "PeerView"]
 
-# A node that comes back listens this long for where the others are before it goes on (seconds, at most; a
-# reconnect takes about one).
+# Seconds that a node which comes back listens for where the others are; a reconnect takes about one.
 _JOIN_S = 5.0
 
 
@@ -175,8 +175,8 @@ class Peer:
         state = self.state
         if state.phase is not Phase.IDLE:
             return
-        k = len(event.statistics)
-        state.statistics = event.statistics
+        state.statistics, k = event.statistics, len(event.statistics)
+        open_account(state, event)
         state.schema_hash = hashlib.sha256(event.schema_hash + k.to_bytes(4, "big")).digest()
         if event.snapshot is None or not recovery.is_own(state, event.snapshot):
             if event.snapshot is not None:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl import edges, validation
+from p2pfl import edges, releases, validation
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum
 from p2pfl.ids import PeerId
@@ -59,7 +59,7 @@ def begin(state: State) -> None:
     if stage != "opening" and state.schedule.opening and state.pooled is None and state.mass.w > 0:
         state.pooled = state.mass.pooled()
     state.trained = Trained(round=state.round, parameters=None)
-    if stage != "training" or state.mass.w == 0:
+    if stage != "training" or state.mass.w == 0 or not releases.afford(state):
         return
     state.trained = None
     state.fit_from = state.mass.z()
@@ -67,7 +67,7 @@ def begin(state: State) -> None:
         Train(
             round=state.round,
             parameters=state.fit_from,
-            seed=state.seed(FIT),
+            seed=releases.seed(state, FIT),
             progress=state.schedule.progress(state.round),
             deadline=state.deadline,
             statistics=state.pooled,
@@ -204,7 +204,7 @@ def acknowledge(state: State, peers: list[PeerId]) -> None:
 
 
 def _local_step(state: State) -> dict[str, float]:
-    trained, start = state.trained, state.fit_from
+    trained, start = releases.protected(state), state.fit_from
     fault = "no answer in time" if trained is None else trained.fault
     if trained is None or trained.parameters is None or start is None:
         if fault:
@@ -373,6 +373,7 @@ def step(state: State) -> None:
         model=state.digest_of_model().hex(),
         statement=state.head.hash.hex() if state.head else "",
         aggregate=state.aggregate,
+        epsilon=state.epsilon,
         loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )

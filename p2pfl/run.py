@@ -133,6 +133,38 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 f'learner.standardise = "federation" adds up what every site says, which {mixing} cannot'
                 ' check; use "site" or "none"'
             )
+        self._check_privacy(mixing)
+
+    def _check_privacy(self, mixing: str) -> None:
+        """Refuse what would leave beside the noise, or what a spent budget cannot end."""
+        privacy, standardise = self.trust.privacy, self.learner.standardise
+        if privacy.kind == "none":
+            return
+        if self.run.weights == "samples":
+            raise ValueError(
+                f'run.weights = "samples" tells numbers of rows, which trust.privacy {privacy.kind!r} does'
+                ' not protect; use "uniform"'
+            )
+        if standardise == "federation":
+            raise ValueError(
+                f'learner.standardise = "federation" shares sums that trust.privacy {privacy.kind!r} does not'
+                ' protect; use "none"'
+            )
+        if self.trust.reputation.kind != "none":
+            raise ValueError(
+                "trust.reputation measures models on a site's rows and mixes accordingly, which trust.privacy"
+                f' {privacy.kind!r} does not protect; use a robust rule (trust.aggregator), or kind = "none"'
+            )
+        if privacy.kind == "dp-sgd" and standardise == "site":
+            raise ValueError(
+                'learner.standardise = "site" lets each row change all others, which trust.privacy "dp-sgd"'
+                ' does not protect; use "none", with learner.data.scale'
+            )
+        if privacy.max_epsilon is not None and "push-pull" in mixing:
+            raise ValueError(
+                f"{mixing} follows a site's last gradient, even one that trust.privacy.max_epsilon stopped;"
+                ' leave max_epsilon out, or use "push-sum"'
+            )
 
 
 def decode(table: object, where: str) -> RunSpec:

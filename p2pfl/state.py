@@ -36,12 +36,14 @@ from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.ids import PeerId, RunId
 from p2pfl.mass import Mass
 from p2pfl.neighbours import Neighbours
+from p2pfl.release import Release
 from p2pfl.run import RunSpec
 from p2pfl.schedule import Schedule
-from p2pfl.trust import decisions, reputation
+from p2pfl.trust import decisions, privacy, reputation
 from p2pfl.trust.amendments import Amendment
 from p2pfl.trust.audit import MAX_WITNESSED, Head
 from p2pfl.trust.decisions import Decision, LogHead
+from p2pfl.trust.privacy import Account
 from p2pfl.trust.relations import Level
 from p2pfl.trust.reputation import Reputation
 
@@ -98,6 +100,8 @@ class State:
     learner_state: bytes = b""
     initial_digest: bytes = b""
     finished: str = ""
+    # What was released about the site's rows, in this run and others.
+    account: Account = field(default_factory=Account)
 
     phase: Phase = Phase.IDLE
     reason: str = ""
@@ -114,6 +118,10 @@ class State:
     learner_restored: bool = True
     learner_faults: int = 0
     weight_is_low: bool = False
+    # What a fit of a learner that adds the noise itself releases, and what the account comes to.
+    release: Release | None = None
+    epsilon: float | None = None
+    budget_is_spent: bool = False
     # What the robust rule made of the last round, for its facts; None without one.
     aggregate: dict[str, Any] | None = None
     bound_is_broken: bool = False
@@ -294,7 +302,10 @@ class State:
             leaving=self.leaving,
         )
         model = self.mass.model if self.mass.is_modelled else None
-        snapshot = ledgers.write(ledger, self.mass.state.x[0], model, self.pool, g=self.mass.g)
+        account = privacy.encode(self.account) if self.account.spent else b""
+        snapshot = ledgers.write(
+            ledger, self.mass.state.x[0], model, self.pool, g=self.mass.g, account=account
+        )
         self.emit(
             Commit(
                 snapshot=snapshot,

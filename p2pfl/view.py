@@ -35,6 +35,8 @@ class PeerView:
     written_off: float
     in_flight: float
     finished: str
+    epsilon: float | None
+    budget_is_spent: bool
 
 
 def view_of(state: State, wanted: tuple[PeerId, ...]) -> PeerView:
@@ -74,4 +76,6 @@ def view_of(state: State, wanted: tuple[PeerId, ...]) -> PeerView:
         written_off=state.links.written_off,
         in_flight=state.links.in_flight_w(),
         finished=state.finished,
+        epsilon=state.epsilon,
+        budget_is_spent=state.budget_is_spent,
     )

@@ -125,6 +125,8 @@ class Machine:
             samples=ready.samples,
             schema_hash=ready.schema_hash,
             statistics=ready.statistics,
+            data_set=ready.data_set,
+            account=b"" if self.disk is None else self.disk.account,
         )
 
     def halt(self) -> None:
@@ -173,6 +175,7 @@ def _copy(snapshot: Snapshot) -> Snapshot:
     return Snapshot(
         arrays={name: np.array(array) for name, array in snapshot.arrays.items()},
         ledger=bytes(snapshot.ledger),
+        account=bytes(snapshot.account),
     )
 
 

@@ -28,7 +28,7 @@ from p2pfl.run import ExchangeOptions, RunOptions
 from p2pfl.simulations.attacks import KINDS as ATTACK_KINDS
 from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.scenario import SimulationOptions
-from p2pfl.trust.options import ReputationOptions, TrustOptions
+from p2pfl.trust.options import PrivacyOptions, ReputationOptions, TrustOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -48,6 +48,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "`[gossip.topology]`": gossip.TopologyOptions,
     "### `[trust]`": TrustOptions,
     "`[trust.reputation]`": ReputationOptions,
+    "`[trust.privacy]`": PrivacyOptions,
     "### `[node]`": settings.NodeSection,
     "### `[control]`": settings.ControlSettings,
     "### `[limits]`": settings.LimitSettings,

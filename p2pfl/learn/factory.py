@@ -16,7 +16,7 @@ from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.options import LearnerOptions
 from p2pfl.learn.seeding import seeded
 
-__all__ = ["resolve", "build", "samples_of", "schema_hash_of", "statistics_of", "tensors_of"]
+__all__ = ["resolve", "build", "data_set_of", "samples_of", "schema_hash_of", "statistics_of", "tensors_of"]
 
 
 def resolve(options: LearnerOptions) -> LearnerFactory:
@@ -88,6 +88,15 @@ def samples_of(learner: Learner) -> int:
     if not isinstance(count, int | np.integer) or count < 1:
         raise LearnerError(f"samples() gave {count!r}, expected a positive number of rows")
     return int(count)
+
+
+def data_set_of(learner: Learner, site: Site) -> str:
+    """What names the site's rows in its privacy account: their digest, or else where they come from.
+
+    Rows that a learner reads itself are known by `site.data`: another file there is taken for the same rows.
+    """
+    method = getattr(learner, "data_set", None)
+    return f"rows {found}" if (found := method() if callable(method) else "") else f"source {site.data}"
 
 
 def schema_hash_of(learner: Learner) -> bytes:

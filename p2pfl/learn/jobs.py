@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError, P2PFLError
 from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Validate, Validated, Vector
-from p2pfl.learn.factory import samples_of, schema_hash_of, statistics_of, tensors_of
+from p2pfl.learn.factory import data_set_of, samples_of, schema_hash_of, statistics_of, tensors_of
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, Site
 
@@ -36,6 +36,7 @@ class Ready:
     schema_hash: 32 bytes, equal on sites that may mix.
     statistics: (k,) float64, empty when the learner pools none.
     schema: the names and shapes of the tensors in the vector, None when the learner does not say.
+    data_set: names the site's rows.
     """
 
     parameters: Vector
@@ -43,6 +44,7 @@ class Ready:
     schema_hash: bytes
     statistics: NDArray[np.float64]
     schema: Schema | None = None
+    data_set: str = ""
 
 
 class Workshop:
@@ -60,6 +62,7 @@ class Workshop:
         self._progress = 0.0
         self._standardised = False
         self._should_stop = site.should_stop
+        self._site = site
         try:
             self._learner = build(replace(site, progress=lambda: self._progress))
             self._first = _checked_vector(self._learner.parameters(), None)
@@ -80,6 +83,7 @@ class Workshop:
                 schema_hash=schema_hash_of(self._learner),
                 statistics=statistics_of(self._learner),
                 schema=tensors_of(self._learner),
+                data_set=data_set_of(self._learner, self._site),
             )
         except (Exception, SystemExit) as error:
             raise LearnerError(reason(error)) from error

@@ -63,6 +63,7 @@ class Learner(Protocol):
     `statistics() -> (k,) float64` and `standardise(sums)`: sums to pool across sites before round 0.
     `validate(parameters, rng) -> float`: the mean loss on VALIDATION_ROWS training rows that `rng` draws, NaN
     when there is none to measure; reputation uses it, and does without.
+    `data_set() -> str`: names the rows in the privacy account, instead of `site.data`.
     """
 
     def parameters(self) -> Vector:

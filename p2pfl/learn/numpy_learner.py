@@ -139,6 +139,10 @@ class NumpyLearner:
         """The number of training rows."""
         return len(self._dataset.x_train)
 
+    def data_set(self) -> str:
+        """What names the site's rows in its privacy account."""
+        return self.rows.digest()
+
     def course(self) -> Course | None:
         """What it must have in common with others to be fitted together with them (stacked.py).
 

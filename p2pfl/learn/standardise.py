@@ -12,6 +12,7 @@ before they share anything.
 Shapes: `n` rows, `k` columns.
 """
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,11 @@ class Rows:
     def is_ready(self) -> bool:
         """Whether the rows may be trained on."""
         return self.mode == "none" or self._scaling is not None
+
+    def digest(self) -> str:
+        """What names these rows, 64 hex digits: equal however they are ordered, split or standardised."""
+        rows = (row.tobytes() for part in (self._raw_train, self._raw_test) for row in part)
+        return hashlib.sha256(b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).hexdigest()
 
     def check_ready(self) -> None:
         """Raises LearnerError while the federation's sums are still to come."""

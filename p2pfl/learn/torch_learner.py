@@ -189,6 +189,10 @@ class TorchLearner:
             return len(rows)
         return sum(len(targets) for _, targets in self._train)
 
+    def data_set(self) -> str:
+        """What names the site's rows in its privacy account; empty where they are the user's to read."""
+        return "" if self._rows is None else self._rows.digest()
+
     def schema(self) -> Schema:
         """The names and shapes of the tensors in the vector."""
         return self._schema

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from p2pfl import ledger as ledgers
 from p2pfl.errors import ConfigError
 from p2pfl.ids import RunId
@@ -22,6 +24,7 @@ def answer(store: Store, run: RunId, part: str, since: int = 0) -> dict[str, Any
     state: `run`, `rows` and `head` of the log, `statement`, the last one's content, and its `hash` in the
     chain, all as of one commit.   decisions: at most PAGE rows numbered above `since`.   witness: the last
     statement frame of each neighbour.   proofs: of equivocation.   outbound: what was sent, by peer and kind.
+    privacy: what was released about each data set, in any run.
     Raises ConfigError on another part, StoreError.
     """
     match part:
@@ -37,8 +40,11 @@ def answer(store: Store, run: RunId, part: str, since: int = 0) -> dict[str, Any
             return {"proofs": [row | {"evidence": row["evidence"].hex()} for row in store.proofs(run)]}
         case "outbound":
             return {"outbound": store.outbound(run)}
+        case "privacy":
+            return {"accounts": [msgspec.to_builtins(account) for account in store.accounts()]}
     raise ConfigError(
-        f"the audit log has no part {part[:40]!r}; it has state, decisions, witness, proofs, outbound"
+        f"the audit log has no part {part[:40]!r}; it has state, decisions, witness, proofs, outbound,"
+        " privacy"
     )
 
 

@@ -64,10 +64,19 @@ class Desk:
             "expires_at": self._expires_at(),
             "roster": list(view.members),
             "metric": dict(view.metrics),
+            "privacy": self._privacy(),
             "mass": mass if conserves_mass(spec) else None,
             "incarnation": view.incarnation,
             "finished": view.finished,
         }
+
+    def _privacy(self) -> dict[str, Any] | None:
+        """What was told of this site's rows so far; None where the agreement adds no noise."""
+        view, options = self._node.view, self._node.peer.state.spec.trust.privacy
+        if options.kind == "none":
+            return None
+        budget = {"delta": options.delta, "max_epsilon": options.max_epsilon, "spent": view.budget_is_spent}
+        return {"kind": options.kind, "epsilon": view.epsilon, **budget}
 
     def _expires_at(self) -> int | None:
         """When this node's own certificate ends, None for a founder."""

@@ -126,6 +126,7 @@ class Built(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     schema_hash: bytes
     statistics: bytes
     schema: Schema | None
+    data_set: str
 
 
 class Mapped(msgspec.Struct, frozen=True, tag=True):
@@ -237,6 +238,7 @@ def main(arguments: list[str]) -> int:
             schema_hash=ready.schema_hash,
             statistics=ready.statistics.astype("<f8").tobytes(),
             schema=ready.schema,
+            data_set=ready.data_set,
         ),
     )
     if not isinstance(_receive(read_fd), Map):

@@ -257,6 +257,7 @@ class LearnerProcess:
                     schema_hash=built.schema_hash,
                     statistics=np.frombuffer(built.statistics, "<f8"),
                     schema=built.schema,
+                    data_set=built.data_set,
                 )
             built = mapped
         if isinstance(built, Failed):

@@ -14,7 +14,6 @@ at a time owns a home, by a lock that the kernel releases when the process dies.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -30,10 +29,11 @@ import sqlite_utils
 from p2pfl.errors import LocalError, StoreError
 from p2pfl.events import Fact, Snapshot
 from p2pfl.ids import PeerId, RunId
-from p2pfl.node import audit_table, snapshots
+from p2pfl.node import accounts, audit_table, locking, snapshots
 from p2pfl.node.audit_table import Outbound
 from p2pfl.node.plain import plain
 from p2pfl.trust.decisions import Row
+from p2pfl.trust.privacy import Account
 
 __all__ = ["MAX_EVENTS", "SCHEMA_VERSION", "Store"]
 
@@ -81,7 +81,7 @@ class Store:
         home = home.expanduser().absolute()
         with snapshots.disk_errors(home):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = _acquire(home / "lock")
+            lock = locking.acquire(home / "lock")
         try:
             path = home / "store.db"
             with snapshots.disk_errors(path), _sql_errors(path):
@@ -153,6 +153,7 @@ class Store:
                 for fact in facts:
                     _insert(sql, run, fact, at)
                 _trim(sql)
+                accounts.write(sql, snapshot.account)
                 audit_table.write(sql, run, at, decisions, proofs, outbound or {})
                 sql.execute("DELETE FROM peers WHERE run = ?", (run,))
                 sql.executemany(
@@ -240,6 +241,14 @@ class Store:
     def outbound(self, run: RunId) -> list[dict[str, Any]]:
         """What this node ever sent: peer, kind of message, messages, bytes."""
         return audit_table.outbound(self._query, run)
+
+    def account(self, data_set: str) -> bytes:
+        """What was ever released about `data_set`, as `Snapshot.account`; empty when nothing was."""
+        return self.get(accounts.key(data_set)) or b""
+
+    def accounts(self) -> list[Account]:
+        """The privacy account of every data set."""
+        return accounts.read(self._query)
 
     # --- small values ---------------------------------------------------------------------------------
 
@@ -354,26 +363,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite_utils.Databas
             "start it with the p2pfl that wrote it, or a newer one"
         )
     return database
-
-
-def _acquire(path: Path) -> int:
-    """Lock `path` for this process and write its id inside; the open descriptor holds the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise StoreError(
-            f"{path.parent} is in use by process {owner}; stop it with `p2pfl node stop`, "
-            "or give this node a --home of its own"
-        ) from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 @contextlib.contextmanager

@@ -58,13 +58,32 @@ class AggregatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class PrivacyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[trust] privacy`: only `none` in this release."""
+    """`[trust] privacy`: what is done to a fit's result before anything of it leaves (trust/privacy.py).
+
+    kind: `gaussian` clips and noises a round's movement, in the peer; `dp-sgd` every row's gradient, in the
+    learner.   clip: the largest Euclidean norm of either.   noise_multiplier: the noise's deviation over
+    `clip`.   delta: at which epsilon is told.   max_epsilon: a site adds nothing more of its own beyond it.
+    """
 
     kind: str = "none"
+    clip: float | None = None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    max_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind != "none":
-            raise ValueError(f'trust.privacy.kind = "{self.kind}" is not in this release; it has "none"')
+        if self.kind not in ("none", "gaussian"):
+            raise ValueError(f'trust.privacy.kind = "{self.kind}"; it is "none" or "gaussian"')
+        if not 0 < self.delta < 1:
+            raise ValueError(f"trust.privacy.delta = {self.delta:g} is not between 0 and 1")
+        for name in ("clip", "noise_multiplier", "max_epsilon"):
+            value = getattr(self, name)
+            if self.kind == "none" and value is not None:
+                raise ValueError(f'trust.privacy.kind = "none" takes no {name}')
+            if value is None and self.kind != "none" and name != "max_epsilon":
+                raise ValueError(f"trust.privacy.{name} is missing: {self.kind} does nothing without it")
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"trust.privacy.{name} = {value:g} is not a number above 0")
 
 
 class ReputationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

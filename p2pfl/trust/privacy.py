@@ -14,16 +14,31 @@ arXiv:1607.00133 (DP-SGD).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from p2pfl.errors import AggregationError, ConfigError
+from p2pfl.errors import AggregationError, ConfigError, StoreError
 from p2pfl.events import Vector
+from p2pfl.release import Release
 
-__all__ = ["ORDERS", "Account", "Spent", "clip", "epsilon_of", "noisy", "renyi", "spend"]
+__all__ = [
+    "ORDERS",
+    "Account",
+    "clip",
+    "decode",
+    "encode",
+    "epsilon_of",
+    "noisy",
+    "normals",
+    "renyi",
+    "spend",
+]
 
 # Orders at which divergences are kept: those of the usual tools, so that figures can be compared.  Small
 # orders decide with little noise, large ones with much.
@@ -31,22 +46,16 @@ ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *(float(x) fo
 # A series at a fractional order has converged when a term is e^-30 of a probability.
 _NEGLIGIBLE = -30.0
 _MOST_TERMS = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """`steps` releases with noise multiplier `sigma`, each of a random share `q` of the rows (1: of all)."""
-
-    sigma: float
-    q: float
-    steps: int
+# Pairs of normal numbers drawn at once: 16 MB of random bytes, whatever the model's size.
+_PAIRS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Everything that was released about one data set, in any run; equal mechanisms are one entry."""
+    """Everything that was released about `data_set`, in any run; equal mechanisms are one entry."""
 
-    spent: tuple[Spent, ...] = ()
+    data_set: str = ""
+    spent: tuple[Release, ...] = ()
 
 
 def spend(account: Account, *, sigma: float, q: float = 1.0, steps: int = 1) -> Account:
@@ -59,8 +68,23 @@ def spend(account: Account, *, sigma: float, q: float = 1.0, steps: int = 1) -> 
     for i, entry in enumerate(account.spent):
         if (entry.sigma, entry.q) == (sigma, q):
             grown = replace(entry, steps=entry.steps + steps)
-            return Account(spent=(*account.spent[:i], grown, *account.spent[i + 1 :]))
-    return Account(spent=(*account.spent, Spent(sigma=sigma, q=q, steps=steps)))
+            return replace(account, spent=(*account.spent[:i], grown, *account.spent[i + 1 :]))
+    return replace(account, spent=(*account.spent, Release(sigma=sigma, q=q, steps=steps)))
+
+
+def encode(account: Account) -> bytes:
+    """`account` as one MessagePack document."""
+    return msgspec.msgpack.encode(account)
+
+
+def decode(data: bytes) -> Account:
+    """The inverse of `encode`.  Raises StoreError."""
+    try:
+        return msgspec.msgpack.decode(data, type=Account)
+    except msgspec.MsgspecError as error:
+        raise StoreError(
+            f"the saved privacy account cannot be read ({error}); restore a backup with `p2pfl node restore`"
+        ) from error
 
 
 def epsilon_of(account: Account, delta: float) -> float:
@@ -108,13 +132,33 @@ def clip(delta: Vector, bound: float) -> Vector:
     return delta if length <= bound else (delta * (bound / length)).astype(np.float32)
 
 
-def noisy(delta: Vector, bound: float, sigma: float, rng: np.random.Generator) -> Vector:
+def noisy(delta: Vector, bound: float, sigma: float, key: bytes) -> Vector:
     """`delta` clipped to `bound`, with Gaussian noise of deviation sigma * bound on every coordinate.
 
-    rng: of secret entropy; a generator that others can seed takes the noise away again.
+    key: secret, and of this release alone: whoever has it takes the noise away again, and two releases under
+    one key give their difference away.   Raises AggregationError as `clip` does.
     """
-    noise = rng.standard_normal(delta.size) * (sigma * bound)
-    return (clip(delta, bound).astype(np.float64) + noise).astype(np.float32)
+    clipped = clip(delta, bound).astype(np.float64)
+    return (clipped + normals(key, delta.size) * (sigma * bound)).astype(np.float32)
+
+
+def normals(key: bytes, size: int) -> NDArray[np.float64]:
+    """`size` standard normal numbers that nobody without `key` can tell from random ones.
+
+    SHAKE-256 gives the bits, Box & Muller 1958 (doi:10.1214/aoms/1177706645) the shape.  numpy's generators
+    are not used: from outputs of PCG64 its state can be found (Bouillaguet, Martinez, Sauvage 2020,
+    doi:10.13154/tosc.v2020.i3.175-196), and with it the rest of the noise.
+    """
+    found = np.empty(size + size % 2)
+    for start in range(0, len(found), 2 * _PAIRS):
+        pairs = min(_PAIRS, (len(found) - start) // 2)
+        raw = hashlib.shake_256(key + start.to_bytes(8, "big")).digest(16 * pairs)
+        # 53 bits each, in (0, 1]: the logarithm of 0 never comes.
+        u = ((np.frombuffer(raw, "<u8") >> np.uint64(11)) + 1.0) * 2.0**-53
+        radius, angle = np.sqrt(-2 * np.log(u[:pairs])), 2 * np.pi * u[pairs:]
+        found[start : start + pairs] = radius * np.cos(angle)
+        found[start + pairs : start + 2 * pairs] = radius * np.sin(angle)
+    return found[:size]
 
 
 def _check(sigma: float, q: float) -> None:

@@ -27,6 +27,7 @@ from p2pfl.node.store import Store
 from p2pfl.trust import audit, identity
 from p2pfl.trust.decisions import LogHead, extend, row_of
 from p2pfl.trust.envelope import signer_of
+from p2pfl.trust.privacy import Account, epsilon_of, spend
 
 RUN = RunId("5e" * 32)
 LIAR, *NEIGHBOURS = keys(3)
@@ -256,3 +257,15 @@ def test_a_home_without_a_run_says_so(tmp_path: Path) -> None:
     assert p2pfl(tmp_path, "verify").exit_code == Exit.NOT_RUNNING
     Store.open(tmp_path).close()
     assert "holds no run yet" in p2pfl(tmp_path, "verify").stderr
+
+
+def test_privacy_says_what_each_data_set_has_spent(homes: list[Path], tmp_path: Path) -> None:
+    assert p2pfl(homes[0], "privacy").stdout == "nothing was released under an agreement with noise\n"
+    account = spend(spend(Account(data_set="rows ab"), sigma=1.1, q=0.01, steps=1000), sigma=4.0)
+    target = FakeTarget()
+    target.answer = {"accounts": [msgspec.to_builtins(account)]}
+    with served(tmp_path, target):
+        (found,) = said(tmp_path, "privacy", "--delta", "1e-6")["accounts"]
+        assert found["epsilon"] == epsilon_of(account, 1e-6)
+        assert [entry["steps"] for entry in found["spent"]] == [1000, 1]
+        assert f"{epsilon_of(account, 1e-5):.4g}" in p2pfl(tmp_path, "privacy").stdout

@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl.errors import AggregationError, ConfigError
-from p2pfl.trust.privacy import ORDERS, Account, clip, epsilon_of, noisy, renyi, spend
+from p2pfl.errors import AggregationError, ConfigError, StoreError
+from p2pfl.trust.privacy import (
+    ORDERS,
+    Account,
+    clip,
+    decode,
+    encode,
+    epsilon_of,
+    noisy,
+    normals,
+    renyi,
+    spend,
+)
 
 # Opacus 1.6.0, RDPAccountant: `a.history = [(sigma, q, steps)]; a.get_epsilon(1e-5)`.
 OPACUS = [
@@ -104,7 +115,7 @@ def test_what_is_not_finite_cannot_be_clipped(bad: float) -> None:
 
 def test_noise_has_the_stated_deviation_and_the_mean_of_the_clipped_update() -> None:
     delta = np.full(40_000, 10.0, np.float32)
-    found = noisy(delta, bound=2.0, sigma=1.5, rng=np.random.default_rng(0))
+    found = noisy(delta, bound=2.0, sigma=1.5, key=b"secret")
     assert float(found.std()) == pytest.approx(3.0, rel=0.02)
     assert float(found.mean()) == pytest.approx(2.0 / 200, abs=0.05)
 
@@ -117,3 +128,27 @@ def test_more_orders_than_the_last_never_decide_for_usual_settings() -> None:
             for a, r in zip(ORDERS, renyi(sigma, q), strict=True)
         ]
         assert 0 < curve.index(min(curve)) < len(ORDERS) - 1
+
+
+def test_normal_numbers_have_the_normal_moments_and_follow_from_the_key_alone() -> None:
+    z = normals(b"key", 200_001)
+    assert z.shape == (200_001,)
+    assert [float(np.mean(z**k)) for k in (1, 2, 3, 4)] == pytest.approx([0, 1, 0, 3], abs=0.06)
+    assert float(np.mean(np.abs(z) < 1.96)) == pytest.approx(0.95, abs=0.003)
+    assert np.array_equal(z, normals(b"key", 200_001))
+    assert abs(float(np.corrcoef(z, normals(b"kez", 200_001))[0, 1])) < 0.01
+    half = z.size // 2
+    assert abs(float(np.corrcoef(z[:half], z[half : 2 * half])[0, 1])) < 0.015
+
+
+def test_blocks_of_many_numbers_are_drawn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pfl.trust.privacy._PAIRS", 8)
+    z = normals(b"key", 53)
+    assert len(set(z.tolist())) == 53
+
+
+def test_an_account_comes_back_from_its_bytes_and_others_do_not() -> None:
+    account = spend(spend(Account(data_set="rows ab"), sigma=1.0), sigma=2.0, q=0.1, steps=7)
+    assert decode(encode(account)) == account
+    with pytest.raises(StoreError, match="privacy account"):
+        decode(encode(account)[:-1])
