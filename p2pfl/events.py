@@ -183,9 +183,8 @@ class Started:
     """The driver is ready; `snapshot` is what the last Commit held, None on an empty disk.
 
     `parameters` is the model the learner was built with, and `statistics` the site's own sums for a
-    standardisation across sites (empty when the agreement asks for none).   `data_set` names the site's rows,
-    `account` is what any run on this disk released about them (empty: nothing), and `release` what a fit
-    releases when the learner itself adds the noise.
+    standardisation across sites (empty when the agreement asks for none).   `account` names the site's rows
+    and says what any run released about them; `release` is of a fit whose learner adds the noise itself.
     """
 
     snapshot: Snapshot | None
@@ -193,7 +192,6 @@ class Started:
     samples: int
     schema_hash: bytes
     statistics: NDArray[np.float64]
-    data_set: str = ""
     account: bytes = b""
     release: Release | None = None
 

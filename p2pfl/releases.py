@@ -31,7 +31,7 @@ __all__ = ["afford", "open_account", "protected", "seed"]
 
 def open_account(state: State, event: Started) -> None:
     """Take over what was released so far.  Raises StoreError when that cannot be read."""
-    state.account = privacy.decode(event.account) if event.account else Account(data_set=event.data_set)
+    state.account = privacy.decode(event.account) if event.account else Account()
     state.release = event.release
     options = state.spec.trust.privacy
     if options.kind != "none":

@@ -23,6 +23,7 @@ from p2pfl.trust import membership
 from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
 from p2pfl.trust.membership import Membership
+from p2pfl.trust.privacy import Account, encode
 
 __all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
 
@@ -125,8 +126,7 @@ class Machine:
             samples=ready.samples,
             schema_hash=ready.schema_hash,
             statistics=ready.statistics,
-            data_set=ready.data_set,
-            account=b"" if self.disk is None else self.disk.account,
+            account=(self.disk and self.disk.account) or encode(Account(data_set=ready.data_set)),
         )
 
     def halt(self) -> None:

@@ -65,8 +65,7 @@ def started(**more: Any) -> Started:
         samples=1,
         schema_hash=bytes(32),
         statistics=np.zeros(0),
-        data_set="rows",
-        **more,
+        **({"account": privacy.encode(Account(data_set="rows"))} | more),
     )
 
 

@@ -220,7 +220,6 @@ class Node:
                     samples=ready.samples,
                     schema_hash=ready.schema_hash,
                     statistics=ready.statistics,
-                    data_set=ready.data_set,
                     account=await self._run_sync(self.store.account, ready.data_set),
                 )
                 await self._take(started)

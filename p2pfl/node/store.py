@@ -33,7 +33,7 @@ from p2pfl.node import accounts, audit_table, locking, snapshots
 from p2pfl.node.audit_table import Outbound
 from p2pfl.node.plain import plain
 from p2pfl.trust.decisions import Row
-from p2pfl.trust.privacy import Account
+from p2pfl.trust.privacy import Account, encode
 
 __all__ = ["MAX_EVENTS", "SCHEMA_VERSION", "Store"]
 
@@ -243,8 +243,8 @@ class Store:
         return audit_table.outbound(self._query, run)
 
     def account(self, data_set: str) -> bytes:
-        """What was ever released about `data_set`, as `Snapshot.account`; empty when nothing was."""
-        return self.get(accounts.key(data_set)) or b""
+        """What was ever released about `data_set`, as `Snapshot.account`."""
+        return self.get(accounts.key(data_set)) or encode(Account(data_set=data_set))
 
     def accounts(self) -> list[Account]:
         """The privacy account of every data set."""

@@ -10,7 +10,7 @@ from p2pfl.events import Snapshot
 from p2pfl.ids import RunId
 from p2pfl.node import accounts
 from p2pfl.node.store import Store
-from p2pfl.trust.privacy import Account, encode, spend
+from p2pfl.trust.privacy import Account, decode, encode, spend
 
 RUNS = [RunId("ab" * 32), RunId("cd" * 32)]
 
@@ -23,7 +23,7 @@ def test_an_account_outlives_its_run_and_is_found_by_its_rows(tmp_path: Path) ->
     account = spend(Account(data_set="rows ab"), sigma=1.0, steps=3)
     other = spend(Account(data_set="rows cd"), sigma=2.0, q=0.1, steps=50)
     with Store.open(tmp_path) as store:
-        assert store.account("rows ab") == b""
+        assert decode(store.account("rows ab")) == Account(data_set="rows ab")
         store.put("accounting", b"of something else")
         store.commit(RUNS[0], snapshot(encode(account)), [], at=1.0)
         store.commit(RUNS[1], snapshot(encode(other)), [], at=2.0)
