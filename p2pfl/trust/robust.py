@@ -101,7 +101,7 @@ def weigh(
 
     Nothing in a row raises: bad rows are left out, and count.  With no finite row the vector is the anchor;
     without that, NaN.   Ties go to the lower row; otherwise the order of the rows does not matter.
-    O(nd) to O(n^2 d) time; about 1 MB beyond input and output.
+    O(nd) to O(n^2 d) time; some megabytes beyond input and output.
     Raises ConfigError as `check` does, and AggregationError when there is no row and no anchor, an array is
     not (d,) float32, or the anchor is missing or not finite.
     """

@@ -51,7 +51,7 @@ def test_a_row_that_is_not_finite_shows_in_its_own_distances_only() -> None:
     assert not finite[3].any()
     assert np.delete(np.delete(finite, 3, 0), 3, 1).all()
     assert np.flatnonzero(~np.isfinite(gram.squares_to(x, x[0]))).tolist() == [3]
-    assert not np.isfinite(gram.squares(x, start=3)).any()
+    assert np.isfinite(gram.squares(x, start=3)).sum() == 1
 
 
 def test_values_too_large_for_float32_squares_are_seen_and_wide_holds_them() -> None:
