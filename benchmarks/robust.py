@@ -220,6 +220,9 @@ def report(n: int, d: int, f: int, repeats: int, modules: Rivals | None, *, is_j
         print(
             f"{'NNM, megabytes beyond input':32}{nnm_mb:8.1f}  <  {NNM_MB:5.1f}  {verdict(nnm_mb < NNM_MB)}"
         )
+        print(
+            f"{'largest difference':32}{farthest:8.0e}  <= {TOLERANCE:5.0e}  {verdict(farthest <= TOLERANCE)}"
+        )
 
 
 def verdict(is_met: bool) -> str:
