@@ -79,6 +79,8 @@ def _mixing(spec: RunSpec) -> str:
     rule = spec.trust.aggregator
     if rule.kind == "none":
         return f"{spec.gossip.averaging.kind} averaging"
+    if rule.kind == "capped-share":
+        return "push-sum averaging with capped shares, which no false weight moves"
     bad = f"{rule.f:g}" if rule.f >= 1 else f"{rule.f:.0%}"
     return f"mixed by {rule.kind}, which expects {bad} of the sites that one hears to lie"
 

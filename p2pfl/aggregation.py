@@ -1,6 +1,7 @@
 """Which mixing an agreement asks for, and the step that a robust rule takes with what came in.
 
-With a robust rule every site weighs what it hears by itself: models travel as states, a sender's push-sum
+With capped shares (gossip/capped.py) mixing is push-sum's, and weights that lie buy nothing.   With a robust
+rule every site weighs what it hears by itself: models travel as states, a sender's push-sum
 weight is not asked for, and the mixing is row-stochastic by the receiver's choice.  There is then no
 conserved mass, and consensus leans towards sites that many others hear (the Perron vector of the weights).
 `n` inputs with the own one, `d` parameters.
@@ -14,6 +15,7 @@ import numpy as np
 
 from p2pfl.events import Vector
 from p2pfl.gossip import averaging
+from p2pfl.gossip.capped import CAPPED_SHARE
 from p2pfl.gossip.mixing import Kind, Mixer
 from p2pfl.run import RunSpec
 from p2pfl.trust import robust
@@ -22,7 +24,7 @@ from p2pfl.trust.relations import Level
 from p2pfl.trust.robust import Weighing
 from p2pfl.trust.rules import count_f, options_of
 
-__all__ = ["ROBUST", "conserves_mass", "is_robust", "mix_robustly", "mixer_of", "tolerated"]
+__all__ = ["ROBUST", "conserves_mass", "is_capped", "is_robust", "mix_robustly", "mixer_of", "tolerated"]
 
 # A rule weighs what the receiver hears: any graph will do.
 ROBUST = Mixer(name="robust", requires=frozenset({Kind.ROW}), delivery="state")
@@ -30,11 +32,18 @@ ROBUST = Mixer(name="robust", requires=frozenset({Kind.ROW}), delivery="state")
 
 def is_robust(spec: RunSpec) -> bool:
     """Whether a robust rule mixes, in place of `gossip.averaging`."""
-    return spec.trust.aggregator.kind != "none"
+    return not is_capped(spec) and spec.trust.aggregator.kind != "none"
+
+
+def is_capped(spec: RunSpec) -> bool:
+    """Whether shares are taken only as far as the edge's books allow."""
+    return spec.trust.aggregator.kind == CAPPED_SHARE.name
 
 
 def mixer_of(spec: RunSpec) -> Mixer:
     """How models mix under this agreement."""
+    if is_capped(spec):
+        return CAPPED_SHARE
     return ROBUST if is_robust(spec) else averaging.mixer_of(spec.gossip.averaging)
 
 

@@ -1,6 +1,7 @@
 """The strict subset of MessagePack in which p2pfl sends, signs and stores, and the checks of its fields.
 
-A document is one map whose keys are integers in rising order, exactly the ones its reader expects.  Values
+A document is one map whose keys are integers in rising order, exactly the ones its reader expects, some of
+them only where they are needed.  Values
 are integers, float64, booleans, UTF-8 text, binary, arrays, and maps whose keys are integers or texts in
 rising order; no extension types, no nil (no field check passes it), at most `MAX_DEPTH` levels.  Bytes are
 canonical: reading packs again what was read and compares, so one document has one sequence of bytes, and a
@@ -83,9 +84,15 @@ def pack(document: Mapping[int, object]) -> bytes:
 
 
 def unpack(
-    data: bytes | memoryview, what: str, *, keys: Collection[int], limit: int, max_items: int = MAX_ITEMS
+    data: bytes | memoryview,
+    what: str,
+    *,
+    keys: Collection[int],
+    optional: Collection[int] = (),
+    limit: int,
+    max_items: int = MAX_ITEMS,
 ) -> dict[int, Any]:
-    """The document in `data`, which has exactly the keys `keys`.
+    """The document in `data`, which has the keys `keys`, any of `optional`, and no others.
 
     limit: the most bytes it may have.   max_items: entries of an array or map, more than usual only for what
     this node itself wrote to its disk.   Raises RemoteError, naming `what`.
@@ -107,8 +114,8 @@ def unpack(
         raise RemoteError(f"{what} is not MessagePack as the protocol has it: {str(error)[:200]}") from error
     if type(document) is not dict:
         raise RemoteError(f"{what} is not a map")
-    if document.keys() != set(keys):
-        odd = sorted(str(key)[:20] for key in document.keys() ^ set(keys))
+    if document.keys() - set(optional) != set(keys):
+        odd = sorted(str(key)[:20] for key in (document.keys() - set(optional)) ^ set(keys))
         raise RemoteError(f"{what} misses or has too many keys: {odd[:8]}; check both sides' releases")
     if not _is_within(document, MAX_DEPTH):
         raise RemoteError(f"{what} is nested deeper than {MAX_DEPTH} levels")

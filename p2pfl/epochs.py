@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from p2pfl.aggregation import conserves_mass
+from p2pfl.aggregation import mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.run import RunSpec, amend, decode
 from p2pfl.schedule import schedule
@@ -36,11 +36,12 @@ def terms(agreement: bytes, amendments: Iterable[Amendment]) -> RunSpec:
     spec = first
     for amendment in amendments:
         spec = amend(spec, amendment.changes)
-    if conserves_mass(spec) != conserves_mass(first):
-        # What is under way as shares cannot arrive as states, and there is no mass to begin with.
+    if mixer_of(spec) != mixer_of(first):
+        # What is under way as shares cannot arrive as states, and books never held to a cap do not fit one.
         raise ConfigError(
             f'trust.aggregator.kind = "{spec.trust.aggregator.kind}" mixes otherwise than this run, in which'
             " there is mass under way; an amendment may change a rule for another, not begin or end with one"
+            " or with capped shares"
         )
     return spec
 

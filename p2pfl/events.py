@@ -79,7 +79,7 @@ class Hello:
     `their_incarnation` is the recipient's as last known here (0: never met).  `absorbed` is the watermark of
     its shares here and `refused` the verdicts just below it; `sent` and `acked` are of my shares to it, and
     `base` is where their numbers began for this incarnation of the recipient.  `counted`: the recipient, as
-    that incarnation, was among the members that I began the run with.
+    that incarnation, was among the members that I began the run with.  `taken`: see Ack.
     """
 
     agreement: str
@@ -95,17 +95,20 @@ class Hello:
     accepts: bool = True
     roster_digest: bytes = b""
     counted: bool = False
+    taken: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
     """Every share up to `absorbed` of the recipient's `their_incarnation` is settled; `refused` maps the
-    sequence numbers among them that were not accepted to the reason.
+    sequence numbers among them that were not accepted to the reason, `taken` those of which a part was
+    accepted to that fraction, between 0 and 1.
     """
 
     their_incarnation: int
     absorbed: int
     refused: Mapping[int, str] = field(default_factory=dict)
+    taken: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

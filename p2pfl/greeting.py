@@ -43,7 +43,7 @@ def hello(state: State, peer: PeerId, header: Header, said: Hello) -> None:
         state.fact("first model differs", "error", peer=peer)
         return
     written_off = state.links.written_off
-    verdict, refused, changed = state.links.meet(peer, header.incarnation, said, state.incarnation)
+    verdict, returned, changed = state.links.meet(peer, header.incarnation, said, state.incarnation)
     if verdict is Meeting.RETIRED:
         state.send(peer, Kind.NOTICE, Notice(code="retired", text="begin anew: the books on you are closed"))
         return
@@ -56,8 +56,8 @@ def hello(state: State, peer: PeerId, header: Header, said: Hello) -> None:
         state.decide("write-off", peer, "began-anew", rule="incarnation", weight=lost)
         one.state, one.head, one.sent = None, None, 0
         state.mass.restart()
-    for entry in refused:
-        state.mass.absorb([(entry.header.weights, state.pool.get(entry.header.digest))])
+    for back in returned:
+        state.take_back(back)
     one.incarnation, one.begun, one.met = header.incarnation, said.begun, True
     one.up = verdict is Meeting.UP
     one.counted = said.counted and said.their_incarnation == state.incarnation

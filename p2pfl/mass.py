@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.events import Vector
-from p2pfl.gossip import averaging, push_pull, push_sum
+from p2pfl.gossip import averaging, capped, push_pull, push_sum
 from p2pfl.gossip.push_pull import PushPullState
 from p2pfl.gossip.push_sum import PushSumState
 
@@ -112,14 +112,18 @@ class Mass:
         if self.is_tracked:
             self.g = np.zeros_like(self.model)
 
-    def absorb(self, shares: Sequence[tuple[tuple[float, ...], NDArray[np.uint8]]]) -> None:
-        """Merge shares, (weights of the header, body), in the given order.
+    def absorb(
+        self, shares: Sequence[tuple[tuple[float, ...], NDArray[np.uint8]]], fraction: float = 1.0
+    ) -> None:
+        """Merge `fraction` of shares, (weights of the header, body), in the given order.
 
         Push-pull: the latest term among them is this peer's from now on, and trackers of others count 0.
         """
         if not shares:
             return
         parts = [unpack(body, weights[0], self.k) for weights, body in shares]
+        if fraction != 1.0:
+            parts = [push_sum.portion(part, np.array([fraction])) for part in parts]
         if self.is_tracked:
             terms = [int(weights[1]) for weights, _ in shares]
             if max(terms) > self.term:
@@ -130,6 +134,19 @@ class Mass:
                 for part, term in zip(parts, terms, strict=True)
             ]
         self.state = push_sum.merge(self.state, parts)
+
+    def absorb_capped(
+        self,
+        shares: Sequence[tuple[tuple[float, ...], NDArray[np.uint8]]],
+        taken: Sequence[float],
+        tau: float | None,
+    ) -> list[float]:
+        """Merge the parts `taken` of shares, their models clipped.  Returns how far each was."""
+        parts = [unpack(body, weights[0], self.k) for weights, body in shares]
+        far = capped.distances(self.state, parts)
+        self.state = capped.absorb(self.state, parts, np.array([taken]), capped.radii(self.state, tau), far)
+        found: list[float] = far[0].tolist()
+        return found
 
     def pull(self, bodies: Sequence[NDArray[np.uint8]]) -> None:
         """Push-pull: average the model with those in `bodies`; without mass yet, take theirs."""

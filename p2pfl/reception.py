@@ -180,10 +180,11 @@ def received(state: State, event: Received) -> None:
             _roster(state, peer, roster)
         case Ack() as ack if one.up and header.incarnation == one.incarnation:
             one.late = False
-            for entry in state.links.acknowledged(peer, ack, state.incarnation):
-                state.mass.absorb([(entry.header.weights, state.pool.get(entry.header.digest))])
-                reason = ack.refused.get(entry.seq, "")
-                state.fact("share refused", "warning", peer=peer, seq=entry.seq, reason=reason)
+            for back in state.links.acknowledged(peer, ack, state.incarnation):
+                state.take_back(back)
+                if back.seq in ack.refused:
+                    reason = ack.refused[back.seq]
+                    state.fact("share refused", "warning", peer=peer, seq=back.seq, reason=reason)
         case Statement() as statement if one.up and header.incarnation == one.incarnation:
             _statement(state, peer, header, statement, event.frame)
         case Notice() as notice:

@@ -7,15 +7,17 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl import edges, releases, validation
+from p2pfl import capping, edges, releases, validation
+from p2pfl.aggregation import is_capped, mixer_of
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum
+from p2pfl.gossip.push_sum import PUSH_SUM
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
 from p2pfl.mixing import mix_states
-from p2pfl.neighbours import SKIP_AFTER_ROUNDS
 from p2pfl.plans import is_state, neighbours_of, plan_of, wanted
 from p2pfl.repeats import RESENDS_PER_DEADLINE
+from p2pfl.settlement import settle
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit
 from p2pfl.trust.screening import MIN_WEIGHT
@@ -29,7 +31,6 @@ __all__ = [
     "holds_mass",
     "is_quorate",
     "is_ready",
-    "settle",
     "settle_now",
     "split",
     "step",
@@ -150,43 +151,6 @@ def is_quorate(state: State, number: int, heard: list[PeerId]) -> bool:
     return len([p for p in heard if p in into]) >= state.spec.run.quorum * len(into)
 
 
-def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
-    """Merge every share whose turn it is.  Returns (how many, whom to acknowledge after the commit).
-
-    in_round: push-pull pulls the models that came with them, too, as a round does once; outside of one only
-    a peer that has none of its own does.
-    """
-    for name in state.links.senders():
-        if reason := validation.objection(state, PeerId(name)):
-            state.links.refuse(name, reason)
-    settled, moved = state.links.collect()
-    for peer, arrival in settled:
-        header = arrival.header
-        state.decide(
-            "share",
-            peer,
-            arrival.reason or "absorbed",
-            rule=_rule(state, arrival.reason),
-            weight=0.0 if arrival.reason else header.weights[0],
-            seq=header.edge_seq,
-            digest=header.digest,
-        )
-    merged = [(peer, arrival) for peer, arrival in settled if arrival.body is not None]
-    if state.mass.is_tracked and (in_round or state.mass.w == 0):
-        # The newest of each neighbour, unless it is of a time that is over; whoever has none takes any.
-        since = state.round - SKIP_AFTER_ROUNDS if state.mass.w > 0 else 0
-        newest = {peer: a.body for peer, a in merged if a.header.round >= since}
-        state.mass.pull([body for body in newest.values() if body is not None])
-    state.mass.absorb([(a.header.weights, a.body) for _, a in merged if a.body is not None])
-    return len(merged), [PeerId(p) for p in moved]
-
-
-def _rule(state: State, reason: str) -> str:
-    if not reason:
-        return state.spec.gossip.averaging.kind
-    return "reputation" if reason in validation.REASONS else "screening"
-
-
 def settle_now(state: State) -> int:
     """Settle outside a round: merge, commit, acknowledge.  Returns how many shares were merged."""
     merged, moved = settle(state)
@@ -213,7 +177,7 @@ def _local_step(state: State) -> dict[str, float]:
         return {}
     state.learner_faults = 0
     state.learner_state = trained.learner_state
-    state.mass.step(start, trained.parameters, state.nominal)
+    state.mass.step(start, trained.parameters, capping.counted(state))
     return dict(trained.metrics)
 
 
@@ -250,8 +214,8 @@ def _share(
 
 
 def holds_mass(state: State) -> bool:
-    """Whether this peer has mass that others would miss; models that travel as states have none."""
-    return state.mass.w > 0 and not is_state(state)
+    """Whether this peer has mass that others would take: not as states, and not beyond a cap."""
+    return state.mass.w > 0 and not is_state(state) and not is_capped(state.spec)
 
 
 def surrender(state: State, peer: PeerId) -> Send:
@@ -283,7 +247,8 @@ def _offers(state: State) -> list[Send]:
         and state.links.is_free(members[j])
     ]
     # What a neighbour would have to refuse stays here.
-    pairs = [(p, c) for p, c in pairs if c * state.mass.w >= MIN_WEIGHT]
+    w = state.mass.w
+    pairs = [(p, c) for p, c in pairs if c * w >= MIN_WEIGHT and capping.gives_to(state, p, c * w)]
     return split(state, [p for p, _ in pairs], [c for _, c in pairs])
 
 
@@ -377,8 +342,9 @@ def step(state: State) -> None:
         loss=metrics.get("loss", metrics.get("train_loss")),
         metrics=metrics,
     )
-    # Push-pull divides no model by its weight.
-    is_divided = not is_state(state) and not state.mass.is_tracked
+    # Push-pull divides no model by its weight; capped shares have an alarm of their own.
+    is_divided = mixer_of(state.spec) is PUSH_SUM
+    capping.check_drain(state, w_before)
     is_low = is_divided and push_sum.alarm(state.mass.w, state.nominal)
     if is_low and not state.weight_is_low:
         state.fact(

@@ -124,7 +124,15 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def __post_init__(self) -> None:
         rule, averaging = self.trust.aggregator.kind, self.gossip.averaging.kind
         mixing = f"trust.aggregator {rule!r}" if rule != "none" else f"gossip.averaging {averaging!r}"
-        if self.run.weights == "samples" and (rule != "none" or averaging != "push-sum"):
+        if rule == "capped-share" and not (averaging == "push-sum" and self.gossip.topology.is_mutual):
+            raise ValueError(
+                'trust.aggregator "capped-share" takes back on an edge what it gave on it: it needs'
+                ' gossip.averaging "push-sum" and a topology in which who sends also hears, such as'
+                ' "complete", "ring" or "random-regular"'
+            )
+        if self.run.weights == "samples" and (
+            rule not in ("none", "capped-share") or averaging != "push-sum"
+        ):
             raise ValueError(
                 f'run.weights = "samples" is for push-sum, and {mixing} counts all sites alike; use "uniform"'
             )

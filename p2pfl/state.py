@@ -31,7 +31,7 @@ from p2pfl.events import (
     Validated,
     Vector,
 )
-from p2pfl.gossip.links import Links
+from p2pfl.gossip.links import Links, Returned
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.ids import PeerId, RunId
 from p2pfl.mass import Mass
@@ -118,6 +118,8 @@ class State:
     learner_restored: bool = True
     learner_faults: int = 0
     weight_is_low: bool = False
+    # With capped shares: whether their alarm has gone off.
+    mass_is_drained: bool = False
     # What a fit of a learner that adds the noise itself releases, and what the account comes to.
     release: Release | None = None
     epsilon: float | None = None
@@ -268,6 +270,11 @@ class State:
         # Numbered, so that one that was overtaken on the way is not taken for news.
         self.greetings += 1
         self.send(peer, Kind.HELLO, hello, edge_seq=self.greetings)
+
+    def take_back(self, back: Returned) -> None:
+        """Add to the mass what of a share was not taken."""
+        body = self.pool.get(back.header.digest)
+        self.mass.absorb([(back.header.weights, body)], fraction=back.fraction)
 
     def commit(self) -> None:
         """Ask for everything durable to be written, with the facts and decisions since the last time."""

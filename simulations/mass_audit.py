@@ -1,6 +1,7 @@
 """Where a network's mass is, worked out from the peers' states alone: the network is not looked at.
 
-In flight is what lies in an outbox and is not covered by the receiver's watermark, or was refused there.
+In flight is what lies in an outbox and is not covered by the receiver's watermark, or was refused there, and
+of what was taken in part the rest.
 What is expected is the sum, over living incarnations, of what entered less what was written off.  An
 incarnation is dead when its disk is lost, when a neighbour has closed its books on it, or when a neighbour
 remembers more of it than it does itself (a restored backup that has yet to notice); what its neighbours have
@@ -69,6 +70,7 @@ def audit(accounts: Iterable[Books | None]) -> MassAudit:
                 is_met = into is not None and into.incarnation == mine.incarnation
                 known = into if into is not None and is_met else InEdge(absorbed=edge.base)
                 flying += [e.w for e in edge.entries if e.seq > known.absorbed or e.seq in known.refused]
+                flying += [(1.0 - known.taken[e.seq]) * e.w for e in edge.entries if e.seq in known.taken]
             else:
                 into = mine.into.get(name, InEdge())
                 expected.append(-(edge.sent_w - into.absorbed_w))

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from p2pfl import run as runs
-from p2pfl.aggregation import mixer_of
+from p2pfl.aggregation import is_capped, mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import CompressionOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
@@ -279,6 +279,7 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "run.members_at_start below simulation.peers": spec.run.members_at_start == simulation.peers,
         "trust table but for founders and aggregator": trust == TrustOptions(),
         "gossip.compression": spec.gossip.compression == CompressionOptions(),
+        "trust.aggregator 'capped-share'": not is_capped(spec),
         "knowledge exchange": spec.knowledge == KnowledgeOptions(),
     }
     for what, can in checks.items():

@@ -17,11 +17,11 @@ def frame_bytes(message: Message) -> int:
     """Bytes of the frame of `message`, within about 10%; without the body of a SHARE or STATE."""
     match message.body:
         case Hello() as hello:
-            return _HEADER_BYTES + _HELLO_BYTES + len(hello.agreement)
+            return _HEADER_BYTES + _HELLO_BYTES + len(hello.agreement) + 16 * len(hello.taken)
         case Statement() as statement:
             return _HEADER_BYTES + _FIELDS_BYTES + len(statement.content) + len(statement.salt)
         case Ack() as ack:
-            return _HEADER_BYTES + _FIELDS_BYTES + 16 * len(ack.refused)
+            return _HEADER_BYTES + _FIELDS_BYTES + 16 * (len(ack.refused) + len(ack.taken))
         case Notice() as notice:
             return _HEADER_BYTES + _FIELDS_BYTES + len(notice.text)
         case Roster() as roster:

@@ -107,7 +107,12 @@ def _survive(n: int, kind: str, blows: list[Blow], link: LinkModel, seed: int, i
             rounds=8,
             weights="samples" if kind == "samples" else "uniform",
             quorum=quorum,
-            gossip={"averaging": {"kind": "push-pull" if kind == "push-pull" else "push-sum"}},
+            gossip={
+                "averaging": {"kind": "push-pull" if kind == "push-pull" else "push-sum"},
+                # A star, where shares are taken in part even if nobody lies.
+                "topology": {"kind": "star" if kind == "capped-share" else "exponential"},
+            },
+            trust={"aggregator": {"kind": kind if kind == "capped-share" else "none"}},
         ),
         fit_s=[(0.1, 0.5, 1.0)[(seed + i) % 3] for i in range(n)],
         link=link,
@@ -142,7 +147,7 @@ def _survive(n: int, kind: str, blows: list[Blow], link: LinkModel, seed: int, i
 
 _CASES = {
     "n": st.integers(2, 5),
-    "kind": st.sampled_from(["uniform", "samples", "push-pull"]),
+    "kind": st.sampled_from(["uniform", "samples", "push-pull", "capped-share"]),
     "blows": _BLOWS,
     "link": _LINKS,
     "seed": st.integers(0, 2**16),

@@ -2,13 +2,14 @@
 
 Theory of operation.  An edge is a pair of incarnations.  The sender numbers its shares 1, 2, 3, ... and
 keeps each in its outbox until the receiver has *settled* it: absorbed it into a committed state, or refused
-it.  The receiver settles in order; `absorbed` is the watermark below which everything is settled, `refused`
-names the exceptions.  Acknowledgements are cumulative and go out after the commit that made them true, so a
-crash between any two steps loses neither a share nor its answer: the next HELLO tells both sides where they
-stand.
+it.  The receiver settles in order; `absorbed` is the watermark below which everything is settled, and
+`refused` and `taken` name the exceptions: what goes back whole, and of what only a part was taken.
+Acknowledgements are cumulative and go out after the commit that made them true, so a crash between any two
+steps loses neither a share nor its answer: the next HELLO tells both sides where they stand.
 
 Invariants, each checked from committed states alone:
-  * a share is in flight iff it is in an outbox and above the receiver's watermark, or refused there;
+  * a share is in flight iff it is in an outbox and above the receiver's watermark, or refused there; of one
+    that was taken in part, the rest is;
   * sum of w over states and shares in flight = sum of (entered - written off) over living incarnations;
   * an outbox holds at most WINDOW shares per edge.
 
@@ -22,7 +23,7 @@ Dominguez-Garcia 2016 (running sums), from which this differs so that a receiver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -32,8 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.events import Ack, Header, Hello
+from p2pfl.gossip.capped import fraction_taken
 
-__all__ = ["WINDOW", "Arrival", "Entry", "InEdge", "Links", "Meeting", "OutEdge", "Place"]
+__all__ = ["WINDOW", "Arrival", "Entry", "InEdge", "Links", "Meeting", "OutEdge", "Place", "Returned"]
 
 # Unresolved shares per edge: the one just sent and the one whose acknowledgement is on its way.
 WINDOW = 2
@@ -69,6 +71,8 @@ class OutEdge(msgspec.Struct):
     sent_w: float = 0.0
     accepting: bool = True
     entries: list[Entry] = []
+    # By how much less went out than came in, over incarnations whose books are closed: 0 or below.
+    carried: float = 0.0
     # Incarnations whose books are closed: one that comes back is a restored backup.
     retired: list[int] = []
 
@@ -80,6 +84,8 @@ class InEdge(msgspec.Struct):
     absorbed: int = 0
     absorbed_w: float = 0.0
     refused: dict[int, str] = {}
+    # Of which shares only a part was taken: the fraction, between 0 and 1.
+    taken: dict[int, float] = {}
 
 
 class Meeting(Enum):
@@ -102,11 +108,28 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A share that waits for the next commit; `reason` is set when it will be refused."""
+    """A share that waits for the next commit; `reason` is set when it will be refused.
+
+    taken: the fraction that is merged, once it is settled.
+    """
 
     header: Header
     body: NDArray[np.uint8] | None
     reason: str = ""
+    taken: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned:
+    """A share of which `fraction` was not taken, and is its sender's again."""
+
+    header: Header
+    fraction: float
+
+    @property
+    def seq(self) -> int:
+        """Its number on the edge."""
+        return self.header.edge_seq
 
 
 class Links:
@@ -139,8 +162,10 @@ class Links:
         """The in-edge, made when first asked for."""
         return self.into.setdefault(peer, InEdge())
 
-    def meet(self, peer: str, incarnation: int, hello: Hello, mine: int) -> tuple[Meeting, list[Entry], bool]:
-        """Compare a HELLO with this side.  Returns (verdict, refused entries to take back, pairing changed).
+    def meet(
+        self, peer: str, incarnation: int, hello: Hello, mine: int
+    ) -> tuple[Meeting, list[Returned], bool]:
+        """Compare a HELLO with this side.  Returns (verdict, what is to be taken back, pairing changed).
 
         incarnation: the neighbour's, from the HELLO's header.   mine: this peer's.
         """
@@ -166,7 +191,7 @@ class Links:
                 return Meeting.I_ROLLED_BACK, [], changed
             into.incarnation = incarnation
             into.absorbed = hello.base if knows_me else hello.sent
-            into.absorbed_w, into.refused = 0.0, {}
+            into.absorbed_w, into.refused, into.taken = 0.0, {}, {}
         elif knows_me and hello.acked > into.absorbed:
             return Meeting.I_ROLLED_BACK, [], changed
         elif hello.sent < into.absorbed:
@@ -177,8 +202,7 @@ class Links:
         out.accepting = hello.accepts
         if not knows_me:
             return (Meeting.UP if hello.their_incarnation == 0 else Meeting.AGAIN), [], changed
-        refused = dict.fromkeys(hello.refused, "hello")
-        return Meeting.UP, self._settle(out, hello.absorbed, refused), changed
+        return Meeting.UP, self._settle(out, hello.absorbed, hello.refused, hello.taken), changed
 
     def greet(self, peer: str) -> dict[str, Any]:
         """The edge fields of my HELLO to `peer`."""
@@ -187,6 +211,7 @@ class Links:
             "their_incarnation": into.incarnation,
             "absorbed": into.absorbed,
             "refused": tuple(sorted(into.refused)),
+            "taken": dict(into.taken),
             "sent": out.sent,
             "acked": out.acked,
             "base": out.base,
@@ -207,7 +232,12 @@ class Links:
         self.written_off += lost
         retired = [*out.retired, out.incarnation][-_RETIRED:] if out.incarnation else out.retired
         self.out[peer] = OutEdge(
-            incarnation=incarnation, base=out.sent, sent=out.sent, acked=out.sent, retired=retired
+            incarnation=incarnation,
+            base=out.sent,
+            sent=out.sent,
+            acked=out.sent,
+            carried=min(0.0, out.carried + lost),
+            retired=retired,
         )
         self.into[peer] = InEdge()
         self.discard(peer)
@@ -228,21 +258,26 @@ class Links:
         out.sent_w += header.weights[0]
         out.entries = [*out.entries, Entry(header)]
 
-    def acknowledged(self, peer: str, ack: Ack, mine: int) -> list[Entry]:
-        """Apply an acknowledgement.  Returns the refused entries, whose shares the caller takes back."""
+    def acknowledged(self, peer: str, ack: Ack, mine: int) -> list[Returned]:
+        """Apply an acknowledgement.  Returns what the caller takes back."""
         out = self.edge_to(peer)
         if ack.their_incarnation != mine or ack.absorbed > out.sent:
             return []
         if "not-accepted" in ack.refused.values():
             out.accepting = False
-        return self._settle(out, ack.absorbed, ack.refused)
+        return self._settle(out, ack.absorbed, ack.refused, ack.taken)
 
-    def _settle(self, out: OutEdge, absorbed: int, refused: Mapping[int, str]) -> list[Entry]:
-        settled = [entry for entry in out.entries if entry.seq <= absorbed]
-        returned = [entry for entry in settled if entry.seq in refused]
+    def _settle(
+        self, out: OutEdge, absorbed: int, refused: Container[int], taken: Mapping[int, float]
+    ) -> list[Returned]:
+        returned = [
+            Returned(header=e.header, fraction=1.0 if e.seq in refused else 1.0 - taken[e.seq])
+            for e in out.entries
+            if e.seq <= absorbed and (e.seq in refused or e.seq in taken)
+        ]
         out.entries = [entry for entry in out.entries if entry.seq > absorbed]
         out.acked = max(out.acked, absorbed)
-        out.sent_w -= sum(entry.w for entry in returned)
+        out.sent_w -= sum(back.fraction * back.header.weights[0] for back in returned)
         return returned
 
     def unresolved(self) -> Iterable[tuple[str, Entry]]:
@@ -285,9 +320,22 @@ class Links:
         held = self._arrivals.get(peer, {})
         return all(number in held for number in range(self.edge_from(peer).absorbed + 1, seq + 1))
 
-    def collect(self) -> tuple[list[tuple[str, Arrival]], list[str]]:
+    def room(self, peer: str, credit: float) -> float:
+        """How much weight may still come from `peer` before more has come than went (gossip/capped.py).
+
+        Of what is on its way to it, as much as one share, `credit`, counts as gone; and who began without any
+        mass is lent a share by each neighbour, or it would never have any.
+        """
+        out = self.edge_to(peer)
+        under_way = sum(entry.w for entry in out.entries)
+        lent = credit if self.entered == 0 else 0.0
+        gone = out.sent_w - under_way + min(under_way, credit)
+        return gone + lent + out.carried - self.edge_from(peer).absorbed_w
+
+    def collect(self, credit: float | None = None) -> tuple[list[tuple[str, Arrival]], list[str]]:
         """Settle what can be, in (peer, seq) order.
 
+        credit: the weight of one share, where shares are capped by `room`; None takes every share whole.
         Returns (arrivals settled, those with a reason refused and the others to be merged; peers whose
         watermark moved).  The caller commits, then acknowledges.
         """
@@ -298,20 +346,32 @@ class Links:
             before = edge.absorbed
             while (arrival := held.pop(edge.absorbed + 1, None)) is not None:
                 edge.absorbed += 1
+                w = arrival.header.weights[0] if arrival.header.weights else 0.0
+                if credit is not None and not arrival.reason:
+                    taken = fraction_taken(w, self.room(peer, credit), credit)
+                    arrival = replace(arrival, taken=taken, reason="" if taken else "capped")
+                    if 0 < taken < 1:
+                        edge.taken = {**edge.taken, edge.absorbed: taken}
                 if arrival.reason:
                     edge.refused = {**edge.refused, edge.absorbed: arrival.reason}
                 else:
-                    edge.absorbed_w += arrival.header.weights[0]
+                    edge.absorbed_w += arrival.taken * w
                 settled.append((peer, arrival))
             if edge.absorbed > before:
                 moved.append(peer)
                 edge.refused = {s: r for s, r in edge.refused.items() if s > edge.absorbed - _VERDICTS}
+                edge.taken = {s: f for s, f in edge.taken.items() if s > edge.absorbed - _VERDICTS}
         return settled, moved
 
     def ack(self, peer: str) -> Ack:
         """My acknowledgement to `peer`, as of the last commit."""
         edge = self.edge_from(peer)
-        return Ack(their_incarnation=edge.incarnation, absorbed=edge.absorbed, refused=dict(edge.refused))
+        return Ack(
+            their_incarnation=edge.incarnation,
+            absorbed=edge.absorbed,
+            refused=dict(edge.refused),
+            taken=dict(edge.taken),
+        )
 
     def held_bytes(self) -> int:
         """Bytes of bodies that wait for the next commit."""

@@ -87,6 +87,13 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         self._check_random()
         self._check_edges()
 
+    @property
+    def is_mutual(self) -> bool:
+        """Whether who sends also hears, on any number of peers."""
+        if self.kind == "explicit" and self.directed:
+            return set(self.edges or ()) == {(j, i) for i, j in self.edges or ()}
+        return not (self.directed or self.kind in ("exponential", "one-peer-exponential", "one-way"))
+
     def _check_random(self) -> None:
         if self.degree is not None and self.degree < 2:
             raise ConfigError(

@@ -5,6 +5,7 @@ SHARE and STATE have no encoding: their bodies are raw little-endian bytes that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -76,13 +77,16 @@ def decode_structured(kind: Kind, data: bytes | memoryview) -> StructuredBody:
     what = f"{kind.name} body"
     match kind:
         case Kind.HELLO:
-            return _hello(encoding.unpack(data, what, keys=range(1, 14), limit=MAX_BODY_BYTES))
+            return _hello(
+                encoding.unpack(data, what, keys=range(1, 14), optional=(14,), limit=MAX_BODY_BYTES)
+            )
         case Kind.ACK:
-            document = encoding.unpack(data, what, keys=range(1, 4), limit=MAX_BODY_BYTES)
+            document = encoding.unpack(data, what, keys=range(1, 4), optional=(4,), limit=MAX_BODY_BYTES)
             return Ack(
                 their_incarnation=encoding.integer(document[1], "their incarnation", most=MAX_RANDOM),
                 absorbed=encoding.integer(document[2], "absorbed", most=MAX_COUNTER),
                 refused=_verdicts(document[3]),
+                taken=_fractions(document, 4),
             )
         case Kind.STATEMENT:
             document = encoding.unpack(data, what, keys=(1, 2), limit=MAX_BODY_BYTES)
@@ -126,10 +130,10 @@ def _document(body: StructuredBody) -> dict[int, Any]:
                 11: body.accepts,
                 12: body.roster_digest,
                 13: body.counted,
-            }
+            } | _taken(14, body.taken)
         case Ack():
             refused = {seq: body.refused[seq] for seq in sorted(body.refused)}
-            return {1: body.their_incarnation, 2: body.absorbed, 3: refused}
+            return {1: body.their_incarnation, 2: body.absorbed, 3: refused} | _taken(4, body.taken)
         case Statement():
             return {1: body.content, 2: body.salt}
         case Notice():
@@ -171,6 +175,7 @@ def _hello(document: dict[int, Any]) -> Hello:
         accepts=encoding.flag(document[11], "accepts"),
         roster_digest=encoding.digest(document[12], "roster digest", may_be_empty=True),
         counted=encoding.flag(document[13], "counted"),
+        taken=_fractions(document, 14),
     )
 
 
@@ -183,6 +188,25 @@ def _verdicts(value: object) -> dict[int, str]:
         )
         for seq, reason in value.items()
     }
+
+
+def _taken(key: int, taken: Mapping[int, float]) -> dict[int, Any]:
+    return {key: {seq: taken[seq] for seq in sorted(taken)}} if taken else {}
+
+
+def _fractions(document: dict[int, Any], key: int) -> dict[int, float]:
+    if key not in document:
+        return {}
+    value = document[key]
+    if type(value) is not dict or not 0 < len(value) <= MAX_REFUSED:
+        raise RemoteError(f"shares taken in part must be a map of 1 to {MAX_REFUSED}, or left out")
+    taken = {
+        encoding.integer(seq, "taken sequence", most=MAX_COUNTER): encoding.number(part, "fraction taken")
+        for seq, part in value.items()
+    }
+    if not all(0 < part < 1 for part in taken.values()):
+        raise RemoteError("the fraction taken of a share must be between 0 and 1, and neither")
+    return taken
 
 
 def _signed(value: object, what: str) -> tuple[bytes, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ __all__ = ["AggregatorOptions", "PrivacyOptions", "ReputationOptions", "TrustOpt
 
 class AggregatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[trust] aggregator`: how a site mixes what it hears; `none` is by `[gossip] averaging`.
+
+    `capped-share` is push-sum with the caps and clipping of gossip/capped.py; it takes `tau`, and no `f`.
 
     f: how many of the sites that one site hears may lie: a whole number, or below 1 a fraction of its
     in-neighbours, rounded up.   The rest are parameters of single rules (trust/robust.py); None takes the
@@ -42,6 +45,12 @@ class AggregatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         if self.kind == "none":
             if self.given():
                 raise ValueError(f'trust.aggregator.kind = "none" takes no {", ".join(self.given())}')
+            return
+        if self.kind == "capped-share":
+            if odd := self.given().keys() - {"tau"}:
+                raise ValueError(f'trust.aggregator.kind = "capped-share" takes no {", ".join(sorted(odd))}')
+            if self.tau is not None and not 0 < self.tau < math.inf:
+                raise ValueError(f"trust.aggregator.tau = {self.tau:g} is no distance above 0")
             return
         if self.kind == "ubar":
             # Every candidate's loss would have to be known before anything is mixed.

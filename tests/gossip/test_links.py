@@ -1,59 +1,12 @@
 """Exactly-once delivery: outbox, watermark, HELLO, and what a lost or restored disk does to them."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from edges import INC, A, B, hello, introduce, paired, share
 
-from p2pfl.events import Ack, Header, Hello, Kind
+from p2pfl.events import Ack
 from p2pfl.gossip.links import WINDOW, Arrival, Links, Meeting, Place
-from p2pfl.ids import PeerId, RunId
-
-A, B = PeerId("12D3KooA"), PeerId("12D3KooB")
-INC = {A: 11, B: 22}
-
-
-def share(seq: int, w: float = 0.25, sender: PeerId = A, recipient: PeerId = B) -> Header:
-    return Header(
-        run=RunId("0" * 64),
-        sender=sender,
-        recipient=recipient,
-        incarnation=INC[sender],
-        boot_session=1,
-        kind=Kind.SHARE,
-        round=seq,
-        edge_seq=seq,
-        weights=(w,),
-        issued_at=0.0,
-    )
-
-
-def hello(links: Links, peer: PeerId, **changes: Any) -> Hello:
-    fields: dict[str, Any] = {
-        "agreement": "{}",
-        "begun": True,
-        "phase": "running",
-        "initial_digest": b"",
-        **links.greet(peer),
-        **changes,
-    }
-    return Hello(**fields)
-
-
-def introduce(a: Links, b: Links, inc: dict[PeerId, int] | None = None) -> tuple[Meeting, Meeting]:
-    """HELLO both ways, and once more where the pairing changed, as reception does."""
-    inc = inc or INC
-    first = b.meet(A, inc[A], hello(a, B), inc[B])[0]
-    second = a.meet(B, inc[B], hello(b, A), inc[A])[0]
-    if first is not Meeting.UP:
-        first = b.meet(A, inc[A], hello(a, B), inc[B])[0]
-    return second, first
-
-
-def paired() -> tuple[Links, Links]:
-    a, b = Links(entered=1.0), Links(entered=1.0)
-    assert introduce(a, b) == (Meeting.UP, Meeting.UP)
-    return a, b
 
 
 def test_two_peers_that_never_met_are_up_after_one_hello_each() -> None:

@@ -86,6 +86,21 @@ def test_the_frame_is_laid_out_as_the_protocol_says() -> None:
     assert plain[15] == hashlib.sha256(body).digest()
 
 
+def test_what_was_taken_of_a_share_is_said_only_where_it_was_a_part() -> None:
+    whole, part = Ack(their_incarnation=1, absorbed=2), Ack(their_incarnation=1, absorbed=2, taken={2: 0.25})
+    assert msgpack.unpackb(bodies.encode_structured(Kind.ACK, whole), strict_map_key=False).keys() == {
+        1,
+        2,
+        3,
+    }
+    data = bodies.encode_structured(Kind.ACK, part)
+    assert msgpack.unpackb(data, strict_map_key=False)[4] == {2: 0.25}
+    assert bodies.decode_structured(Kind.ACK, data) == part
+    for odd in ({}, {2: 1}, {2: "a part"}, [0.25]):
+        with pytest.raises(RemoteError, match="taken"):
+            bodies.decode_structured(Kind.ACK, encoding.pack({1: 1, 2: 2, 3: {}, 4: odd}))
+
+
 def test_the_same_message_is_always_the_same_bytes() -> None:
     assert seal(messages()[0], SIGN) == seal(messages()[0], SIGN)
 
@@ -137,6 +152,11 @@ def test_the_largest_bodies_fit_into_a_frame() -> None:
         (Kind.ACK, Ack(their_incarnation=2**64, absorbed=1)),
         (Kind.ACK, Ack(their_incarnation=1, absorbed=1, refused=dict.fromkeys(range(65), "norm"))),
         (Kind.ACK, Ack(their_incarnation=1, absorbed=1, refused={1: "no reason"})),
+        (Kind.ACK, Ack(their_incarnation=1, absorbed=1, taken={1: 0.0})),
+        (Kind.ACK, Ack(their_incarnation=1, absorbed=1, taken={1: 1.0})),
+        (Kind.ACK, Ack(their_incarnation=1, absorbed=1, taken={1: float("nan")})),
+        (Kind.ACK, Ack(their_incarnation=1, absorbed=1, taken={-1: 0.5})),
+        (Kind.ACK, Ack(their_incarnation=1, absorbed=1, taken=dict.fromkeys(range(65), 0.5))),
         (Kind.NOTICE, Ack(their_incarnation=1, absorbed=1)),
         (Kind.SHARE, Notice(code="left")),
         (Kind.NOTICE, np.zeros(4, np.uint8)),
