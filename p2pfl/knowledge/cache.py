@@ -13,7 +13,7 @@ import numpy as np
 from p2pfl.ids import PeerId
 from p2pfl.knowledge.packets import Features
 
-__all__ = ["Group", "Cache", "put", "fresh", "newest", "taken"]
+__all__ = ["Group", "Cache", "put", "without", "fresh", "newest", "taken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,11 @@ def put(cache: Cache, group: Group) -> Cache:
         total -= own.pop(0).size
     kept = [g for g in others if g.sender != group.sender] + own
     return replace(cache, groups=tuple(sorted(kept, key=lambda g: (g.round, g.sender))))
+
+
+def without(cache: Cache, sender: PeerId) -> Cache:
+    """`cache` without what `sender` sent."""
+    return replace(cache, groups=tuple(group for group in cache.groups if group.sender != sender))
 
 
 def fresh(cache: Cache, round_: int, *, staleness: int, frozen_from: int | None = None) -> Cache:

@@ -16,7 +16,7 @@ from p2pfl.errors import AggregationError, RemoteError
 from p2pfl.knowledge.beliefs import Beliefs, from_codes, to_codes
 from p2pfl.knowledge.packets import Coding, Probe
 
-__all__ = ["Held", "combine", "threshold", "in_distribution", "written", "applied"]
+__all__ = ["Held", "combine", "threshold", "in_distribution", "written", "whole", "applied"]
 
 # Predictions sorted at a time: p of these rows of K float64.
 _ROWS = 16 * 1024
@@ -130,6 +130,12 @@ def written(
         base=0 if before is None else before.round + 1,
     )
     return packet, Held(round=round_, vouched=vouched, log_p=held)
+
+
+def whole(held: Held, *, digest: bytes, coding: Coding) -> Probe:
+    """The packet that gives `held` to one who holds nothing."""
+    log_p = held.log_p[held.vouched].astype(np.float64)
+    return Probe(digest=digest, vouched=held.vouched, sent=held.vouched, log_p=log_p, coding=coding)
 
 
 def applied(before: Held | None, packet: Probe, round_: int) -> Held:

@@ -1,0 +1,399 @@
+"""Exchange of features for soft labels: FedGKT without a server.
+
+An edge fits its extractor and small head, towards the soft labels of its hub where it has some (phase A),
+and uploads features, predictions and labels of its samples.  A hub waits for its edges, or takes what is
+there, judges the senders, trains its model on all of them mixed, and answers each sample with a soft label
+(phase B).  A peer may be both: it is its own hub, and its features do not travel.
+
+An edge's hub is the first in its ranking (ranking.py) of the hubs that it may tell.  When that one is gone
+the next is the first: `offers` then names it, in either phase, and the edge keeps the soft labels it had.  A
+soft label is for a sample id; it is listened to only when the hub's labels fit the edge's own held-out ones
+better than its own head does, and the less the older it is.
+
+Source: He et al. 2020, arXiv:2007.14513 (FedGKT), eq. 8 to 11.  There is one server, which waits for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from p2pfl.errors import LocalError
+from p2pfl.ids import PeerId, RunId
+from p2pfl.knowledge import bodies
+from p2pfl.knowledge.beliefs import LOGIT_FLOOR, log_softmax
+from p2pfl.knowledge.bodies import Body
+from p2pfl.knowledge.cache import Cache, Group, fresh, newest, put, without
+from p2pfl.knowledge.exchange import (
+    Expected,
+    Extract,
+    Extracted,
+    Fit,
+    Fitted,
+    Floats,
+    Heading,
+    Job,
+    Judge,
+    Judged,
+    Learn,
+    Learned,
+    Offer,
+    Phase,
+    Reason,
+    Result,
+    Teacher,
+)
+from p2pfl.knowledge.guard import capped, is_better, suspects
+from p2pfl.knowledge.options import ExchangeOptions
+from p2pfl.knowledge.packets import (
+    Coding,
+    Features,
+    PacketKind,
+    SoftLabels,
+    features_bytes,
+    quantised,
+    soft_labels_bytes,
+)
+from p2pfl.knowledge.ranking import Capability, rank, tiers
+from p2pfl.knowledge.samples import rows_of
+
+__all__ = ["Upload", "HubState", "HubExchange"]
+
+_CODINGS = {"int8": Coding.INT8, "float32": Coding.FLOAT32}
+# A soft label of the last round counts in full, one of the round before that seven tenths.
+_FADING = 0.7
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """The own samples as a hub sees them, and which of them the edge does not fit on, (n,) bool."""
+
+    features: Features
+    is_held_out: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubState:
+    """Where a peer stands, as an edge and as a hub.
+
+    hubs: what each peer announced.   sent: to whom `upload` was offered, and in which round first.
+    heard: the round of the last soft labels that came; taught: the last that were worth listening to.
+    losses: of the senders, once judged.   answers: this round's soft labels by sender, once learned.
+    """
+
+    round: int = -1
+    phase: Phase = Phase.A
+    hears: frozenset[PeerId] = frozenset()
+    tells: frozenset[PeerId] = frozenset()
+    done: frozenset[type] = frozenset()
+    hubs: Mapping[PeerId, Capability] = field(default_factory=dict)
+    upload: Upload | None = None
+    sent: Mapping[PeerId, int] = field(default_factory=dict)
+    heard: int = -1
+    taught: tuple[int, SoftLabels] | None = None
+    cache: Cache
+    losses: Mapping[PeerId, float] = field(default_factory=dict)
+    answers: Mapping[PeerId, SoftLabels] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubExchange:
+    """Features for soft labels."""
+
+    options: ExchangeOptions
+    expected: Expected
+    me: PeerId
+    run: RunId
+
+    def start(self) -> HubState:
+        """No hub known, nothing cached."""
+        return HubState(cache=Cache(most_bytes=self.options["cache_mb"] * _MIB))
+
+    def announced(self, state: HubState, peer: PeerId, capability: Capability) -> HubState:
+        """`peer`, or this peer itself, is a hub of `capability`; capacity 0 takes that back."""
+        return replace(state, hubs={**state.hubs, peer: capability})
+
+    def hub(self, state: HubState) -> PeerId | None:
+        """Whose soft labels this peer's samples get: its own, or those of the first hub it may tell."""
+        capacities = {peer: hub.capacity for peer, hub in state.hubs.items()}
+        if capacities.get(self.me, 0) > 0:
+            return self.me
+        ranked = rank(self.me, self.run, {peer: capacities[peer] for peer in capacities.keys() & state.tells})
+        return ranked[0] if ranked else None
+
+    def partners(self, state: HubState) -> tuple[PeerId, ...]:
+        """The other hubs that are here and that this hub exchanges weights, or predictions, with.
+
+        Weights mix only between hubs of one model; predictions mean the same to all of one split.
+        """
+        mine = state.hubs.get(self.me)
+        here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears & state.tells}
+        if mine is None or not mine.capacity or self.options["tier"] == "none":
+            return ()
+        if self.options["tier"] == "probe":
+            return tuple(sorted(p for p, hub in here.items() if hub.capacity > 0 and hub.split == mine.split))
+        same = next(tier for tier in tiers(here | {self.me: mine}) if self.me in tier)
+        return tuple(peer for peer in same if peer != self.me)
+
+    def begin(
+        self, state: HubState, round_: int, *, hears: frozenset[PeerId], tells: frozenset[PeerId]
+    ) -> HubState:
+        """Phase A; features and soft labels that are too old are let go."""
+        staleness = self.options["staleness"]
+        cache = fresh(state.cache, round_, staleness=staleness, frozen_from=self.options["freeze_after"])
+        is_fresh = state.taught is not None and round_ - 1 - state.taught[0] <= staleness
+        return replace(
+            state,
+            round=round_,
+            phase=Phase.A,
+            hears=hears,
+            tells=tells,
+            done=frozenset(),
+            taught=state.taught if is_fresh else None,
+            cache=cache,
+            losses={},
+            answers={},
+        )
+
+    def jobs(self, state: HubState) -> tuple[Job, ...]:
+        """Fit and, unless frozen features are up, Extract; then, on a hub, Judge and Learn."""
+        if state.phase is Phase.A:
+            wanted: list[tuple[type, Job]] = [(Fitted, self._fit(state))]
+            if state.upload is None or not self._is_frozen(state.upload.features.version):
+                wanted.append((Extracted, Extract(most=self.options["most_samples"])))
+            return tuple(job for made, job in wanted if made not in state.done)
+        material = self._material(state)
+        if not material or Learned in state.done or not self._is_hub(state):
+            return ()
+        if Judged not in state.done:
+            return (Judge(features=material),)
+        suspected = suspects(state.losses) - {self.me}
+        if material.keys() <= suspected:
+            return ()
+        return (
+            Learn(
+                features={peer: parts for peer, parts in material.items() if peer not in suspected},
+                only_answer={peer: parts for peer, parts in material.items() if peer in suspected},
+                alpha=self.options["alpha"],
+                temperature=self.options["temperature"],
+            ),
+        )
+
+    def made(self, state: HubState, result: Result) -> HubState:
+        """Features become the upload, a hub's predictions its answers."""
+        state = replace(state, done=state.done | {type(result)})
+        match result:
+            case Extracted():
+                return replace(state, upload=self._upload(state, result), sent={})
+            case Judged():
+                return replace(state, losses=result.losses)
+            case Learned():
+                answers = {
+                    peer: self._answer(state, parts, result.logits[peer])
+                    for peer, parts in self._material(state).items()
+                    if peer in result.logits
+                }
+                state = replace(state, answers=answers)
+                return self._taught(state, answers[self.me]) if self.me in answers else state
+            case _:
+                return state
+
+    def offers(self, state: HubState) -> tuple[Offer, ...]:
+        """Features to the hub, and a hub's answers, each to its sender."""
+        found = []
+        hub = self.hub(state)
+        if state.upload is not None and hub is not None and self._is_due(state, hub):
+            body = bodies.encode(state.upload.features)
+            found.append(Offer(recipients=(hub,), kind=PacketKind.FEATURES, round=state.round, body=body))
+        for peer in sorted(state.answers.keys() & (state.hears | state.tells)):
+            body = bodies.encode(state.answers[peer])
+            found.append(Offer(recipients=(peer,), kind=PacketKind.SOFT_LABELS, round=state.round, body=body))
+        return tuple(found)
+
+    def verdict(self, state: HubState, heading: Heading) -> Reason | None:
+        """Features when this is a hub, once a round; soft labels from a hub that got the features."""
+        if heading.kind is PacketKind.FEATURES and self._is_hub(state):
+            is_known = heading.sender in state.hears
+            newest_round = state.cache.round_of(heading.sender)
+            most = min(self._features_bytes(self.options["most_samples"]), state.cache.most_bytes)
+        elif heading.kind is PacketKind.SOFT_LABELS and state.upload is not None:
+            is_known = heading.sender in self._marked(state).sent
+            newest_round = state.heard
+            most = soft_labels_bytes(state.upload.features.ids.size, classes=self.expected.classes)
+        else:
+            return "kind"
+        if not is_known:
+            return "not-accepted"
+        if not state.round - self.options["staleness"] <= heading.round <= state.round + 1:
+            return "round"
+        if heading.round <= newest_round:
+            return "repeated"
+        return "size" if heading.size > most else None
+
+    def absorb(self, state: HubState, heading: Heading, body: Body) -> HubState:
+        """Features into the cache; soft labels, if they are any good, for the next fit."""
+        K = self.expected.classes
+        if heading.kind is PacketKind.FEATURES:
+            most = self.options["most_samples"]
+            features = bodies.decode_features(
+                body, classes=K, width=self.expected.width, most=most, coding=self._coding
+            )
+            return replace(
+                state, cache=put(state.cache, self._group(heading.sender, heading.round, features))
+            )
+        assert state.upload is not None
+        soft = bodies.decode_soft_labels(body, classes=K, most=state.upload.features.ids.size)
+        return self._taught(replace(state, heard=heading.round), soft, heading.round)
+
+    def awaited(self, state: HubState) -> frozenset[PeerId]:
+        """In phase A a hub's edges, in phase B an edge's hub; nobody when hubs are asynchronous."""
+        if self.options["asynchronous"]:
+            return frozenset()
+        if state.phase is Phase.B:
+            hub = self.hub(state)
+            is_waiting = hub in state.sent and hub != self.me and state.heard < state.round
+            return frozenset({hub}) if hub is not None and is_waiting else frozenset()
+        if not self._is_hub(state):
+            return frozenset()
+        hubs = {peer: c.capacity for peer, c in state.hubs.items() if peer in state.hears | {self.me}}
+        mine = {
+            edge for edge in state.hears if not hubs.get(edge) and rank(edge, self.run, hubs)[0] == self.me
+        }
+        return frozenset(edge for edge in mine if self._is_missing(state, edge))
+
+    def turn(self, state: HubState) -> HubState:
+        """Phase B; a hub's own features join the others, without travelling."""
+        state = replace(self._marked(state), phase=Phase.B)
+        if state.upload is not None and self.hub(state) == self.me:
+            own = self._group(self.me, state.round, state.upload.features)
+            state = replace(state, cache=put(state.cache, own))
+        return state
+
+    def peer_gone(self, state: HubState, peer: PeerId) -> HubState:
+        """Its features go; its edges' next hub is the one behind it in their ranking."""
+        return replace(
+            state,
+            hears=state.hears - {peer},
+            tells=state.tells - {peer},
+            sent={hub: round_ for hub, round_ in state.sent.items() if hub != peer},
+            cache=without(state.cache, peer),
+        )
+
+    # --- as an edge ----------------------------------------------------------------------------------
+
+    def _fit(self, state: HubState) -> Fit:
+        teacher = None
+        if state.taught is not None:
+            age = max(0, state.round - 1 - state.taught[0])
+            soft = state.taught[1]
+            teacher = Teacher(
+                ids=soft.ids,
+                log_p=soft.z,
+                alpha=self.options["alpha"] * _FADING**age,
+                temperature=self.options["temperature"],
+            )
+        return Fit(teacher=teacher, is_frozen=self._is_frozen(state.round))
+
+    def _upload(self, state: HubState, made: Extracted) -> Upload:
+        """`made` in the order of ids, of as many samples as travel."""
+        if made.hidden.shape[1:] != (self.expected.width,) or made.logits.shape[1:] != (
+            self.expected.classes,
+        ):
+            raise LocalError(
+                f"features of shape {made.hidden.shape} and logits of shape {made.logits.shape}, expected"
+                f" {self.expected.width} hidden values and {self.expected.classes} classes a sample"
+            )
+        order = np.argsort(made.ids)[: self.options["most_samples"]]
+        hidden, scales = made.hidden[order].astype(np.float32), None
+        coded = quantised(hidden) if self._coding is Coding.INT8 else (hidden, scales)
+        frozen_from = self.options["freeze_after"]
+        features = Features(
+            ids=made.ids[order],
+            hidden=coded[0],
+            scales=coded[1],
+            z=log_softmax(made.logits[order], LOGIT_FLOOR).astype(np.float16),
+            labels=made.labels[order].astype(np.uint16),
+            version=state.round if frozen_from is None else min(state.round, frozen_from),
+        )
+        return Upload(features=features, is_held_out=made.is_held_out[order])
+
+    def _taught(self, state: HubState, soft: SoftLabels, round_: int | None = None) -> HubState:
+        """`soft` for the next fit, when it beats the own head; else what there was.  Raises RemoteError."""
+        assert state.upload is not None
+        own = state.upload.features
+        rows = rows_of(own.ids, soft.ids)
+        judged = state.upload.is_held_out[rows]
+        if not state.upload.is_held_out.any():
+            judged = np.ones(rows.size, np.bool_)
+        rows = rows[judged]
+        if not is_better(soft.z[judged], own.z[rows], own.labels[rows]):
+            return state
+        return replace(state, taught=(state.round if round_ is None else round_, soft))
+
+    def _marked(self, state: HubState) -> HubState:
+        """`state` in which the hub has been offered the upload."""
+        hub = self.hub(state)
+        if state.upload is None or hub is None or hub == self.me or hub in state.sent:
+            return state
+        return replace(state, sent={**state.sent, hub: state.round})
+
+    def _is_due(self, state: HubState, hub: PeerId) -> bool:
+        # Frozen features are offered in one round only, but for a standby: in the round in which the hub was
+        # lost, and in the next.
+        return hub != self.me and state.sent.get(hub, state.round) == state.round
+
+    def _is_frozen(self, round_: int) -> bool:
+        frozen_from = self.options["freeze_after"]
+        return frozen_from is not None and round_ >= frozen_from
+
+    # --- as a hub ------------------------------------------------------------------------------------
+
+    def _is_hub(self, state: HubState) -> bool:
+        return self.hub(state) == self.me
+
+    def _is_missing(self, state: HubState, edge: PeerId) -> bool:
+        """Whether `edge` still owes features.  One that sends none for `staleness` rounds owes none."""
+        newest_round = state.cache.round_of(edge)
+        if newest_round < 0:
+            return bool(state.round <= self.options["staleness"])
+        held = [g for g in state.cache.groups if g.sender == edge]
+        return newest_round < state.round and not any(self._is_frozen(g.features.version) for g in held)
+
+    def _material(self, state: HubState) -> dict[PeerId, tuple[Features, ...]]:
+        """What to learn from: each sender's newest samples, no more of one than may count."""
+        found: dict[PeerId, tuple[Features, ...]] = {}
+        for peer, parts in newest(state.cache).items():
+            left, kept = self.options["most_samples"], []
+            for part in parts:
+                if left > 0:
+                    kept.append(capped(part, left))
+                    left -= kept[-1].ids.size
+            found[peer] = tuple(kept)
+        return found
+
+    def _answer(self, state: HubState, parts: tuple[Features, ...], logits: Floats) -> SoftLabels:
+        ids = np.concatenate([part.ids for part in parts])
+        if logits.shape != (ids.size, self.expected.classes):
+            raise LocalError(
+                f"the hub model gave predictions of shape {logits.shape} for {ids.size} samples of"
+                f" {self.expected.classes} classes"
+            )
+        order = np.argsort(ids)
+        z = log_softmax(logits[order], LOGIT_FLOOR).astype(np.float16)
+        return SoftLabels(ids=ids[order], z=z, version=state.round)
+
+    def _group(self, sender: PeerId, round_: int, features: Features) -> Group:
+        size = self._features_bytes(features.ids.size)
+        return Group(sender=sender, round=round_, features=features, size=size)
+
+    def _features_bytes(self, n: int) -> int:
+        return features_bytes(
+            n, width=self.expected.width, classes=self.expected.classes, coding=self._coding
+        )
+
+    @property
+    def _coding(self) -> Coding:
+        return _CODINGS[self.options["coding"]]
