@@ -83,10 +83,12 @@ class Expected:
     """What the agreement and the local learner say of packets.
 
     classes: K.   width: values of a sample's features (hub), or of an embedding (proto); 0 where none travel.
+    split: SHA-256 of what the extractor gives (hub), as hubs announce it.
     """
 
     classes: int
     width: int = 0
+    split: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

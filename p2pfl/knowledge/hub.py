@@ -79,7 +79,7 @@ class Upload:
 class HubState:
     """Where a peer stands, as an edge and as a hub.
 
-    hubs: what each peer announced.   sent: to whom `upload` was offered, and in which round first.
+    hubs: what hubs of our split announced.   sent: to whom `upload` was offered, and in which round first.
     heard: the round of the last soft labels that came; taught: the last that were worth listening to.
     losses: of the senders, once judged.   answers: this round's soft labels by sender, once learned.
     """
@@ -113,13 +113,16 @@ class HubExchange:
         return HubState(cache=Cache(most_bytes=self.options["cache_mb"] * _MIB))
 
     def announced(self, state: HubState, peer: PeerId, capability: Capability) -> HubState:
-        """`peer`, or this peer itself, is a hub of `capability`; capacity 0 takes that back."""
-        return replace(state, hubs={**state.hubs, peer: capability})
+        """`peer`, or this peer itself, is a hub of `capability`.  Capacity 0, or another split, is none."""
+        hubs = {other: hub for other, hub in state.hubs.items() if other != peer}
+        if capability.capacity > 0 and capability.split == self.expected.split:
+            hubs[peer] = capability
+        return replace(state, hubs=hubs)
 
     def hub(self, state: HubState) -> PeerId | None:
         """Whose soft labels this peer's samples get: its own, or those of the first hub it may tell."""
         capacities = {peer: hub.capacity for peer, hub in state.hubs.items()}
-        if capacities.get(self.me, 0) > 0:
+        if self.me in capacities:
             return self.me
         ranked = rank(self.me, self.run, {peer: capacities[peer] for peer in capacities.keys() & state.tells})
         return ranked[0] if ranked else None
@@ -127,14 +130,14 @@ class HubExchange:
     def partners(self, state: HubState) -> tuple[PeerId, ...]:
         """The other hubs that are here and that this hub exchanges weights, or predictions, with.
 
-        Weights mix only between hubs of one model; predictions mean the same to all of one split.
+        Weights mix only between hubs of one model; predictions mean the same to all.
         """
         mine = state.hubs.get(self.me)
         here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears & state.tells}
-        if mine is None or not mine.capacity or self.options["tier"] == "none":
+        if mine is None or self.options["tier"] == "none":
             return ()
         if self.options["tier"] == "probe":
-            return tuple(sorted(p for p, hub in here.items() if hub.capacity > 0 and hub.split == mine.split))
+            return tuple(sorted(here))
         same = next(tier for tier in tiers(here | {self.me: mine}) if self.me in tier)
         return tuple(peer for peer in same if peer != self.me)
 
@@ -259,9 +262,7 @@ class HubExchange:
         if not self._is_hub(state):
             return frozenset()
         hubs = {peer: c.capacity for peer, c in state.hubs.items() if peer in state.hears | {self.me}}
-        mine = {
-            edge for edge in state.hears if not hubs.get(edge) and rank(edge, self.run, hubs)[0] == self.me
-        }
+        mine = {edge for edge in state.hears if edge not in hubs and rank(edge, self.run, hubs)[0] == self.me}
         return frozenset(edge for edge in mine if self._is_missing(state, edge))
 
     def turn(self, state: HubState) -> HubState:

@@ -41,6 +41,8 @@ from p2pfl.knowledge.samples import sample_ids
 
 K, D, N = 4, 6, 30
 RUN = RunId("11" * 32)
+SPLIT = b"\x05" * 32
+EXPECTED = Expected(classes=K, width=D, split=SPLIT)
 HUBS = [PeerId("hub-1"), PeerId("hub-2")]
 EDGES = [PeerId(f"edge-{i}") for i in range(6)]
 
@@ -96,7 +98,7 @@ def sites(hubs: list[PeerId] = HUBS, **options: Any) -> tuple[Sites, dict[PeerId
     network = Sites(
         {
             peer: Site(
-                exchange=HubExchange(options=chosen, expected=Expected(classes=K, width=D), me=peer, run=RUN),
+                exchange=HubExchange(options=chosen, expected=EXPECTED, me=peer, run=RUN),
                 learner=model,
             )
             for peer, model in models.items()
@@ -109,8 +111,8 @@ def sites(hubs: list[PeerId] = HUBS, **options: Any) -> tuple[Sites, dict[PeerId
     return network, models
 
 
-def capability(model: int = 1, capacity: float = 1.0) -> Capability:
-    return Capability(capacity=capacity, model=bytes([model]) * 32, split=bytes(32))
+def capability(model: int = 1, capacity: float = 1.0, split: bytes = SPLIT) -> Capability:
+    return Capability(capacity=capacity, model=bytes([model]) * 32, split=split)
 
 
 def hub_of(edge: PeerId, hubs: list[PeerId] = HUBS) -> PeerId:
@@ -311,12 +313,27 @@ def test_hubs_of_one_model_mix_weights_and_others_compare_predictions() -> None:
     everyone = frozenset(hubs)
     for tier, expected in (("weights", ("h2",)), ("probe", ("h1", "h2")), ("none", ())):
         chosen = ExchangeOptions(kind="hub", share_features=True, tier=tier)  # type: ignore[arg-type]
-        exchange = HubExchange(options=chosen, expected=Expected(classes=K, width=D), me=hubs[0], run=RUN)
+        exchange = HubExchange(options=chosen, expected=EXPECTED, me=hubs[0], run=RUN)
         state = exchange.start()
         for hub, model in zip(hubs, (1, 2, 1, 1), strict=True):
             state = exchange.announced(state, hub, capability(model, capacity=float(hub != "h3")))
         state = exchange.begin(state, 0, hears=everyone - {hubs[0]}, tells=everyone - {hubs[0]})
         assert exchange.partners(state) == expected
+
+
+@pytest.mark.parametrize("no_hub", [capability(split=bytes(32)), capability(capacity=0.0)])
+def test_a_hub_of_another_split_or_without_capacity_is_none(no_hub: Capability) -> None:
+    edge = edges_of(HUBS[0])[0]
+    network, _ = sites()
+    network.round(0)
+    for site in network.sites.values():
+        assert isinstance(site.exchange, HubExchange)
+        site.state = site.exchange.announced(site.state, HUBS[0], no_hub)
+    exchange = network.sites[edge].exchange
+    assert isinstance(exchange, HubExchange)
+    assert exchange.hub(network.sites[edge].state) == HUBS[1]
+    network.round(1)
+    assert edge in {group.sender for group in network.sites[HUBS[1]].state.cache.groups}
 
 
 def test_features_go_only_to_hubs_that_may_have_them() -> None:

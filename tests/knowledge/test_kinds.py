@@ -42,7 +42,7 @@ N, K, D = 6, 3, 4
 RUN = RunId("22" * 32)
 A, B = PeerId("a"), PeerId("b")
 PEERS = [A, B, PeerId("c")]
-EXPECTED = Expected(classes=K, width=D)
+EXPECTED = Expected(classes=K, width=D, split=bytes(32))
 OPTIONS = {
     "hub": KnowledgeOptions(exchange=ExchangeOptions(kind="hub", share_features=True, cache_mb=1)),
     "probe": KnowledgeOptions(
