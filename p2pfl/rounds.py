@@ -52,7 +52,7 @@ def begin(state: State) -> None:
     """Start waiting for round `state.round`, with a fit if it is a training round."""
     state.phase, state.reason = Phase.RUNNING, ""
     edges.publish(state)
-    state.asked, state.validated, state.barred = None, None, {}
+    state.asked, state.validated, state.upto, state.barred = None, None, None, {}
     state.round_began_at = state.now
     state.deadline = state.now + state.spec.run.deadline_s
     state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE

@@ -18,10 +18,11 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
     in_round: push-pull pulls the models that came with them, too, as a round does once; outside of one only
     a peer that has none of its own does.
     """
+    upto = state.upto if in_round else None
     for name in state.links.senders():
         if reason := validation.objection(state, PeerId(name)):
-            state.links.refuse(name, reason)
-    settled, moved = state.links.collect(capping.credit(state))
+            state.links.refuse(name, reason, upto)
+    settled, moved = state.links.collect(capping.credit(state), upto)
     merged = [(peer, arrival) for peer, arrival in settled if not arrival.reason]
     far = iter(_absorb(state, merged, in_round=in_round))
     for peer, arrival in settled:

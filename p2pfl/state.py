@@ -132,6 +132,8 @@ class State:
     # Whose models the learner is asked to validate in this round, and its answer.
     asked: dict[PeerId, tuple[NDArray[np.uint8], ...]] | None = None
     validated: Validated | None = None
+    # The shares that were here then, by sender: the step takes no later ones.
+    upto: Mapping[str, int] | None = None
     # How far the last fit moved the model: the yardstick for distances between models.
     stride: float = 0.0
     # Whose models are not mixed in this round, and the one word why.

@@ -85,6 +85,7 @@ def _ask(state: State) -> None:
     if not (came := _came(state)):
         return
     state.asked = {peer: _bodies(shares) for peer, shares in came.items()}
+    state.upto = state.links.reach()
     models = [state.mass.z(), *(state.mass.model_of(shares) for shares in came.values())]
     state.emit(
         Validate(
@@ -117,7 +118,7 @@ def judge(state: State) -> None:
     asked = {} if state.asked is None or state.validated is None else state.asked
     losses = np.full(1, np.nan) if state.validated is None else state.validated.losses
     loss_of = dict(zip(asked, losses[1:].tolist(), strict=True))
-    # What came after the question was asked has no loss, and is judged by its place.
+    # A state that came after the question was asked has no loss, and is judged by its place; a share waits.
     known = [loss_of.get(p, math.nan) if _is_same(asked.get(p), s) else math.nan for p, s in came.items()]
     seen = Measured(
         peers=tuple(came),
@@ -158,7 +159,7 @@ def _came(state: State) -> dict[PeerId, list[tuple[tuple[float, ...], _Body]]]:
         if not state.consortium.hears(peer):
             continue
         if not is_state(state):
-            held = state.links.held(peer)
+            held = state.links.held(peer, state.upto)
             shares = [(a.header.weights, a.body) for a in held if a.body is not None]
         else:
             is_fresh = one.state is not None and one.state[0] >= state.round

@@ -23,6 +23,7 @@ Dominguez-Garcia 2016 (running sums), from which this differs so that a receiver
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -305,14 +306,14 @@ class Links:
         """Those of whom something waits for the next commit, sorted."""
         return sorted(self._arrivals)
 
-    def held(self, peer: str) -> list[Arrival]:
-        """The shares of `peer` that will be merged, by number."""
-        arrivals = self._arrivals.get(peer, {})
-        return [arrivals[seq] for seq in sorted(arrivals) if not arrivals[seq].reason]
+    def held(self, peer: str, upto: Mapping[str, int] | None = None) -> list[Arrival]:
+        """The shares of `peer` that will be merged, by number.   upto: as in `collect`."""
+        arrivals, last = self._arrivals.get(peer, {}), _last(upto, peer)
+        return [arrivals[seq] for seq in sorted(arrivals) if seq <= last and not arrivals[seq].reason]
 
-    def refuse(self, peer: str, reason: str) -> None:
-        """Refuse, for `reason`, every share of `peer` that would be merged."""
-        for arrival in self.held(peer):
+    def refuse(self, peer: str, reason: str, upto: Mapping[str, int] | None = None) -> None:
+        """Refuse, for `reason`, every share of `peer` that would be merged.   upto: as in `collect`."""
+        for arrival in self.held(peer, upto):
             self._arrivals[peer][arrival.header.edge_seq] = replace(arrival, body=None, reason=reason)
 
     def has(self, peer: str, seq: int) -> bool:
@@ -332,9 +333,16 @@ class Links:
         gone = out.sent_w - under_way + min(under_way, credit)
         return gone + lent + out.carried - self.edge_from(peer).absorbed_w
 
-    def collect(self, credit: float | None = None) -> tuple[list[tuple[str, Arrival]], list[str]]:
+    def reach(self) -> dict[str, int]:
+        """The highest number that is held, of each of `senders`."""
+        return {peer: max(held) for peer, held in self._arrivals.items() if held}
+
+    def collect(
+        self, credit: float | None = None, upto: Mapping[str, int] | None = None
+    ) -> tuple[list[tuple[str, Arrival]], list[str]]:
         """Settle what can be, in (peer, seq) order.
 
+        upto: an earlier `reach`; what came since waits.
         credit: the weight of one share, where shares are capped by `room`; None takes every share whole.
         Returns (arrivals settled, those with a reason refused and the others to be merged; peers whose
         watermark moved).  The caller commits, then acknowledges.
@@ -343,8 +351,8 @@ class Links:
         moved: list[str] = []
         for peer in sorted(self._arrivals):
             held, edge = self._arrivals[peer], self.edge_from(peer)
-            before = edge.absorbed
-            while (arrival := held.pop(edge.absorbed + 1, None)) is not None:
+            before, last = edge.absorbed, _last(upto, peer)
+            while edge.absorbed < last and (arrival := held.pop(edge.absorbed + 1, None)) is not None:
                 edge.absorbed += 1
                 w = arrival.header.weights[0] if arrival.header.weights else 0.0
                 if credit is not None and not arrival.reason:
@@ -385,3 +393,7 @@ class Links:
     def discard(self, peer: str) -> None:
         """Forget what `peer` sent on a connection that is gone; it will send it again."""
         self._arrivals.pop(peer, None)
+
+
+def _last(upto: Mapping[str, int] | None, peer: str) -> float:
+    return math.inf if upto is None else upto.get(peer, 0)

@@ -88,6 +88,25 @@ def test_an_acknowledgement_for_another_incarnation_or_from_the_future_changes_n
     assert len(a.edge_to(B).entries) == 1
 
 
+def test_what_came_since_waits_and_what_is_doubted_goes_back() -> None:
+    a, b = paired()
+    a.push(B, share(1))
+    a.push(B, share(2))
+    b.arrive(A, Arrival(header=share(1), body=None))
+    upto = b.reach()
+    b.arrive(A, Arrival(header=share(2), body=None))
+    assert [arrival.header.edge_seq for arrival in b.held(A, upto)] == [1]
+    b.refuse(A, "doubted", upto)
+    assert [arrival.header.edge_seq for arrival in b.held(A)] == [2]
+    settled, _ = b.collect(upto=upto)
+    assert [(arrival.header.edge_seq, arrival.reason) for _, arrival in settled] == [(1, "doubted")]
+    # The edge stays in the sender's plan: a peer in quarantine is still heard.
+    assert [entry.seq for entry in a.acknowledged(B, b.ack(A), INC[A])] == [1]
+    assert a.edge_to(B).accepting
+    settled, _ = b.collect()
+    assert [(arrival.header.edge_seq, arrival.reason) for _, arrival in settled] == [(2, "")]
+
+
 def test_not_accepted_takes_the_edge_out_of_the_plan() -> None:
     a, b = paired()
     a.push(B, share(1))
