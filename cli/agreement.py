@@ -12,6 +12,7 @@ from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.ids import PeerId, short
 
 if TYPE_CHECKING:
+    from p2pfl.release import Release
     from p2pfl.run import RunSpec
 
 __all__ = ["Cost", "check_mixing", "cost_of", "in_plain_words", "mixing_in_plain_words"]
@@ -70,6 +71,8 @@ def _privacy(spec: RunSpec) -> str:
     if privacy.max_epsilon is not None:
         budget = f"; a site that has spent epsilon {privacy.max_epsilon:g}, in any run, trains no more"
     noise = f"cut to norm {privacy.clip:g}, with noise of {privacy.noise_multiplier * privacy.clip:g}"
+    if privacy.kind == "dp-sgd":
+        return f"every row's gradient is {noise} on each sum; `run check` says what that protects{budget}"
     whole = spend(Account(), sigma=privacy.noise_multiplier, steps=spec.run.rounds)
     epsilon = f"epsilon {epsilon_of(whole, privacy.delta):.3g} at delta {privacy.delta:g}"
     return f"a site's whole step of each round is {noise}: {epsilon} if it is in all rounds{budget}"
@@ -83,6 +86,19 @@ def _mixing(spec: RunSpec) -> str:
         return "push-sum averaging with capped shares, which no false weight moves"
     bad = f"{rule.f:g}" if rule.f >= 1 else f"{rule.f:.0%}"
     return f"mixed by {rule.kind}, which expects {bad} of the sites that one hears to lie"
+
+
+def _epsilon_of(spec: RunSpec, release: Release | None) -> float | None:
+    """Of a whole run; None without noise.   release: of a fit whose learner adds it."""
+    from p2pfl.trust.privacy import Account, epsilon_of, spend
+
+    privacy = spec.trust.privacy
+    sigma, q, steps = privacy.noise_multiplier, 1.0, spec.run.rounds
+    if privacy.kind == "dp-sgd" and release is not None:
+        sigma, q, steps = release.sigma, release.q, release.steps * spec.run.rounds
+    return (
+        None if sigma is None else epsilon_of(spend(Account(), sigma=sigma, q=q, steps=steps), privacy.delta)
+    )
 
 
 def check_mixing(spec: RunSpec) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def mixing_in_plain_words(mixing: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a round costs one site.  `seconds_per_step` is measured here, on one batch."""
+    """What a round costs one site, `seconds_per_round` measured here on one batch, and a run in privacy."""
 
     parameters: int
     samples: int
@@ -168,6 +184,7 @@ class Cost:
     memory_bytes: int
     inbox_bytes: int
     seconds_per_round: float
+    epsilon: float | None
     metrics: dict[str, float]
 
 
@@ -185,9 +202,12 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
     from p2pfl.learn import factory
     from p2pfl.learn.learner import Site
     from p2pfl.mass import body_bytes
+    from p2pfl.run import dp_sgd_of
 
     sys.path.insert(0, str(folder))
-    site = Site(data=data, name=name, seed=spec.run.seed, local_steps=1, options=spec.learner)
+    site = Site(
+        data=data, name=name, seed=spec.run.seed, local_steps=1, options=spec.learner, dp_sgd=dp_sgd_of(spec)
+    )
     learner = factory.build(factory.resolve(spec.learner), site)
     sums = factory.statistics_of(learner)
     if spec.learner.standardise == "federation":
@@ -211,6 +231,9 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
         )
     if not np.isfinite(update.parameters).all():
         raise LearnerError("one batch made the parameters infinite or NaN; lower the learning rate")
+    if getattr(learner, "local_steps", None) == site.local_steps:
+        learner.local_steps = spec.learner.local_steps  # type: ignore[attr-defined]
+    release = factory.release_of(learner)
     is_tracked = mixer_of(spec) is PUSH_PULL
     share = body_bytes(len(start), len(sums), is_tracked=is_tracked)
     inbox = _UNRESOLVED_SHARES * mixing["in_neighbours"] * share
@@ -222,5 +245,6 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
         memory_bytes=inbox + (_WORKING_COPIES + _UNRESOLVED_SHARES) * share,
         inbox_bytes=inbox,
         seconds_per_round=seconds * spec.learner.local_steps,
+        epsilon=_epsilon_of(spec, release),
         metrics={key: float(value) for key, value in metrics.items()},
     )

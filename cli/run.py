@@ -159,6 +159,9 @@ def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
         f"{_size(cost.bytes_sent_per_round * mixing['rounds_in_all'])} sent by each\n"
         f"mixing      {mixing_in_plain_words(mixing)}"
     )
+    if cost.epsilon is not None:
+        delta = spec.trust.privacy.delta
+        text += f"\nprivacy     epsilon {cost.epsilon:.3g} at delta {delta:g} for these rows after all rounds"
     value = {"run_id": run_id(spec), "run_name": spec.run.name, **mixing, **asdict(cost)}
     terminal.result(value, text)
 

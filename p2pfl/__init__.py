@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from p2pfl.errors import P2PFLError
     from p2pfl.events import Metrics, Vector
-    from p2pfl.learn.learner import Learner, LearnerFactory, Site, Update
+    from p2pfl.learn.learner import DpSgd, Learner, LearnerFactory, Site, Update
     from p2pfl.learn.numpy_learner import NumpyLearner
     from p2pfl.learn.sklearn_learner import SklearnLearner
     from p2pfl.learn.torch_learner import TorchLearner
+    from p2pfl.release import Release
     from p2pfl.run import RunSpec
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "LearnerFactory",
     "Site",
     "Update",
+    "DpSgd",
+    "Release",
     "Vector",
     "Metrics",
     "TorchLearner",
@@ -36,6 +39,8 @@ _HOMES = {
     "LearnerFactory": "p2pfl.learn.learner",
     "Site": "p2pfl.learn.learner",
     "Update": "p2pfl.learn.learner",
+    "DpSgd": "p2pfl.learn.learner",
+    "Release": "p2pfl.release",
     "Vector": "p2pfl.events",
     "Metrics": "p2pfl.events",
     "TorchLearner": "p2pfl.learn.torch_learner",

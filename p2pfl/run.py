@@ -19,6 +19,7 @@ import msgspec
 from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import AveragingOptions, CompressionOptions, TopologyOptions
 from p2pfl.ids import RunId, parse_peer_id
+from p2pfl.learn.learner import DpSgd
 from p2pfl.learn.options import LearnerOptions
 from p2pfl.trust.options import TrustOptions
 
@@ -33,6 +34,7 @@ __all__ = [
     "canonical",
     "decode",
     "differing_keys",
+    "dp_sgd_of",
     "load",
     "parse",
     "run_id",
@@ -245,6 +247,14 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         return {k: v for key, item in value.items() for k, v in _leaves(item, f"{path}.{key}").items()}
     return {path.removeprefix("."): value}
+
+
+def dp_sgd_of(spec: RunSpec) -> DpSgd | None:
+    """What the agreement asks of a learner's steps; None where it does not protect single rows."""
+    options = spec.trust.privacy
+    if options.kind != "dp-sgd" or options.clip is None or options.noise_multiplier is None:
+        return None
+    return DpSgd(clip=options.clip, noise_multiplier=options.noise_multiplier)
 
 
 def differing_keys(ours: bytes, theirs: bytes) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
-from p2pfl.run import RunSpec
+from p2pfl.run import RunSpec, dp_sgd_of
 from p2pfl.trust import membership
 from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
@@ -116,6 +116,7 @@ class Machine:
             )
         )
         site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)
+        site = replace(site, dp_sgd=dp_sgd_of(self.spec))
         if site.options is None:
             site = replace(site, options=self.spec.learner)
         workshop = self._workshop = Workshop(partial(build, self.site.factory), site)
@@ -126,6 +127,7 @@ class Machine:
             samples=ready.samples,
             schema_hash=ready.schema_hash,
             statistics=ready.statistics,
+            release=ready.release,
             account=(self.disk and self.disk.account) or encode(Account(data_set=ready.data_set)),
         )
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import agreement, facts, tiny_world
 
+from p2pfl import rounds
 from p2pfl.consortium import Consortium
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.events import Commit, Effect, Started, Train, Trained
@@ -23,8 +24,8 @@ from p2pfl.trust.privacy import Account, epsilon_of, spend
 
 
 def noisy_agreement(n: int, *, clip: float = 0.5, sigma: float = 1.0, **options: Any) -> RunSpec:
-    """`n` members whose movements are cut and noised; `options` of [run], and `max_epsilon`."""
-    table: dict[str, Any] = {"kind": "gaussian", "clip": clip, "noise_multiplier": sigma}
+    """`n` members with noise; `options` of [run], and `kind` and `max_epsilon` of the noise."""
+    table: dict[str, Any] = {"kind": options.pop("kind", "gaussian"), "clip": clip, "noise_multiplier": sigma}
     if (most := options.pop("max_epsilon", None)) is not None:
         table["max_epsilon"] = most
     trust = {"privacy": table, "reputation": options.pop("reputation", {})}
@@ -189,6 +190,24 @@ def test_an_earlier_run_on_the_same_rows_has_spent_from_the_same_budget() -> Non
     assert peer.view().budget_is_spent
 
 
+def test_a_fit_of_which_the_learner_noises_the_steps_costs_what_the_learner_says() -> None:
+    release = Release(sigma=1.5, q=0.1, steps=20)
+    peer = alone(noisy_agreement(1, kind="dp-sgd", rounds=3))
+    (train,) = (e for e in peer.handle(started(release=release), 0.0) if isinstance(e, Train))
+    # Members know the run's seed: what noise comes of must be another one, and the process's own.
+    assert train.seed != peer.state.seed(rounds.FIT)
+    other = alone(noisy_agreement(1, kind="dp-sgd", rounds=3), entropy=b"\2" * 32)
+    assert train.seed != next(
+        e.seed for e in other.handle(started(release=release), 0.0) if isinstance(e, Train)
+    )
+    end = np.full(400, 9.0, np.float32)
+    effects = peer.handle(Trained(round=0, parameters=end), 1.0)
+    # The peer adds nothing of its own, and the next fit is paid for, too.
+    assert np.array_equal(peer.model(), end)
+    assert peer.state.account.spent == (Release(sigma=1.5, q=0.1, steps=40),)
+    assert committed(effects).spent == (release,)
+
+
 def test_an_account_that_cannot_be_read_starts_nothing() -> None:
     with pytest.raises(StoreError, match="privacy account"):
         alone(noisy_agreement(1)).handle(started(account=b"\xc1"), 0.0)
@@ -200,6 +219,7 @@ def test_an_account_that_cannot_be_read_starts_nothing() -> None:
         ({"run": {"weights": "samples"}}, "numbers of rows"),
         ({"learner": {"standardise": "federation"}}, "sums that trust.privacy 'gaussian' does not"),
         ({"gossip": {"averaging": {"kind": "push-pull"}}}, "last gradient"),
+        ({"kind": "dp-sgd", "learner": {"standardise": "site"}}, "lets each row change all others"),
         ({"reputation": {"kind": "beta"}}, "measures models on a site's rows"),
     ],
 )

@@ -15,8 +15,18 @@ from p2pfl.learn.learner import Learner, LearnerFactory, Site
 from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.options import LearnerOptions
 from p2pfl.learn.seeding import seeded
+from p2pfl.release import Release
 
-__all__ = ["resolve", "build", "data_set_of", "samples_of", "schema_hash_of", "statistics_of", "tensors_of"]
+__all__ = [
+    "resolve",
+    "build",
+    "data_set_of",
+    "release_of",
+    "samples_of",
+    "schema_hash_of",
+    "statistics_of",
+    "tensors_of",
+]
 
 
 def resolve(options: LearnerOptions) -> LearnerFactory:
@@ -45,7 +55,7 @@ def build(factory: LearnerFactory, site: Site) -> Learner:
 
     Python's, numpy's and torch's global generators are seeded with `site.seed` while the factory runs, so
     that all sites start from one model, and put back.  `local_steps` (where the learner left it open),
-    `should_stop` and `progress` are set from the site on learners that have them.
+    `should_stop`, `progress` and `dp_sgd` are set from the site on learners that have them.
     Raises LearnerError when the factory fails or gives no learner; ConfigErrors of the factory pass.
     """
     had_torch = "torch" in sys.modules
@@ -62,9 +72,15 @@ def build(factory: LearnerFactory, site: Site) -> Learner:
     steps = site.local_steps or (options.local_steps if options else None)
     if getattr(learner, "local_steps", 0) is None:
         learner.local_steps = steps  # type: ignore[attr-defined]
-    for name in ("should_stop", "progress"):
+    for name in ("should_stop", "progress", "dp_sgd"):
         if hasattr(learner, name):
             setattr(learner, name, getattr(site, name))
+    if site.dp_sgd is not None and release_of(learner) is None:
+        raise ConfigError(
+            'trust.privacy "dp-sgd" asks for noise on the gradients of rows, and this '
+            f"{type(learner).__name__} adds none; use a built-in model, TorchLearner with loss and"
+            " optimizer, or give your own learner release()"
+        )
     parameters = learner.parameters()
     if not isinstance(parameters, np.ndarray) or parameters.ndim != 1 or parameters.dtype != np.float32:
         found = (
@@ -88,6 +104,28 @@ def samples_of(learner: Learner) -> int:
     if not isinstance(count, int | np.integer) or count < 1:
         raise LearnerError(f"samples() gave {count!r}, expected a positive number of rows")
     return int(count)
+
+
+def release_of(learner: Learner) -> Release | None:
+    """What one fit releases of the rows; None for a learner that adds no noise.
+
+    Raises LearnerError on what is no Release, ConfigError when it cannot add the noise it is asked for.
+    """
+    method = getattr(learner, "release", None)
+    found = method() if callable(method) else None
+    if found is None:
+        return None
+    if not (
+        isinstance(found, Release)
+        and 0 < found.sigma < float("inf")
+        and 0 < found.q <= 1
+        and isinstance(found.steps, int)
+        and found.steps > 0
+    ):
+        raise LearnerError(
+            f"release() gave {found!r}; expected Release(sigma above 0, q above 0 to 1, steps 1 or more)"
+        )
+    return found
 
 
 def data_set_of(learner: Learner, site: Site) -> str:
@@ -177,9 +215,9 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
     if site.dataset is not None and not isinstance(site.dataset, Dataset):
         raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
     dataset = site.dataset or load(site.data or options.data.source, options.data, site.seed)
-    if options.model.kind == "cnn":
+    if options.model.kind == "cnn" or site.dp_sgd is not None:
         # Imported here, so that sites with numpy models never load torch.
-        from p2pfl.learn.torch_models import cnn_learner as make
+        from p2pfl.learn.torch_models import module_learner as make
     else:
         make = NumpyLearner  # type: ignore[assignment]
     return make(

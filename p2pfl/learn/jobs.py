@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError, P2PFLError
 from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Validate, Validated, Vector
-from p2pfl.learn.factory import data_set_of, samples_of, schema_hash_of, statistics_of, tensors_of
+from p2pfl.learn.factory import data_set_of, release_of, samples_of, schema_hash_of, statistics_of, tensors_of
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, Site
+from p2pfl.release import Release
 
 __all__ = ["Ready", "Workshop", "reason"]
 
@@ -36,7 +37,7 @@ class Ready:
     schema_hash: 32 bytes, equal on sites that may mix.
     statistics: (k,) float64, empty when the learner pools none.
     schema: the names and shapes of the tensors in the vector, None when the learner does not say.
-    data_set: names the site's rows.
+    data_set: names the site's rows.   release: what a fit releases of them, when the learner adds noise.
     """
 
     parameters: Vector
@@ -45,6 +46,7 @@ class Ready:
     statistics: NDArray[np.float64]
     schema: Schema | None = None
     data_set: str = ""
+    release: Release | None = None
 
 
 class Workshop:
@@ -84,6 +86,7 @@ class Workshop:
                 statistics=statistics_of(self._learner),
                 schema=tensors_of(self._learner),
                 data_set=data_set_of(self._learner, self._site),
+                release=release_of(self._learner),
             )
         except (Exception, SystemExit) as error:
             raise LearnerError(reason(error)) from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from p2pfl.events import Metrics, Vector
 
-__all__ = ["VALIDATION_ROWS", "Learner", "LearnerFactory", "Site", "Update"]
+__all__ = ["DpSgd", "VALIDATION_ROWS", "Learner", "LearnerFactory", "Site", "Update"]
 
 # Rows on which a model of another site is validated: the standard error of a mean loss is then a sixteenth of
 # the rows' spread, and it costs less than ten steps of a fit.
@@ -36,6 +36,16 @@ def _zero() -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DpSgd:
+    """What the agreement asks of each step: gradients of rows cut to norm `clip`, and Gaussian noise of
+    deviation `noise_multiplier` times `clip` on their sum.
+    """
+
+    clip: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One site, as the learner factory sees it.
 
@@ -43,6 +53,7 @@ class Site:
     `options` come from `[learner]` of the agreement.  `should_stop()` turns true at the round's deadline: a
     fit that looks at it between batches returns its partial work.  `progress()` is the share of training
     rounds done, 0..1, for schedules.  `dataset` is the rows themselves where a driver already holds them.
+    `dp_sgd` is set where the agreement protects single rows; the learner then says what it does (`release`).
     """
 
     data: str = ""
@@ -51,6 +62,7 @@ class Site:
     local_steps: int | None = None
     options: Any = None
     dataset: Any = None
+    dp_sgd: DpSgd | None = None
     should_stop: Callable[[], bool] = _never
     progress: Callable[[], float] = _zero
 
@@ -64,6 +76,7 @@ class Learner(Protocol):
     `validate(parameters, rng) -> float`: the mean loss on VALIDATION_ROWS training rows that `rng` draws, NaN
     when there is none to measure; reputation uses it, and does without.
     `data_set() -> str`: names the rows in the privacy account, instead of `site.data`.
+    `release() -> Release | None`: what one whole fit releases, when the learner noises the gradients of rows.
     """
 
     def parameters(self) -> Vector:

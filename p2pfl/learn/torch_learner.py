@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
+from p2pfl.learn import dp_sgd
 from p2pfl.learn.flat import Schema, schema_of_specs
-from p2pfl.learn.learner import VALIDATION_ROWS, Update
+from p2pfl.learn.learner import VALIDATION_ROWS, DpSgd, Update
 from p2pfl.learn.optimizer_state import pack_optimizer, unpack_optimizer
 from p2pfl.learn.seeding import seeded
 from p2pfl.learn.standardise import Rows
 from p2pfl.learn.torch_metrics import Measurement
+from p2pfl.release import Release
 
 __all__ = ["TorchLearner"]
 
@@ -56,6 +58,7 @@ class TorchLearner:
         schedule: Callable[[float], float] | None = None,
         rows: Rows | None = None,
         schema_hash: Callable[[bytes], bytes] | None = None,
+        release: Release | None = None,
     ) -> None:
         """train, test: DataLoaders, or any iterables of (inputs, targets) that can be run through again.
 
@@ -65,16 +68,19 @@ class TorchLearner:
         local_steps: batches a fit; None is the site's, or one epoch.   schedule: factor on the learning rate
         for a share of rounds done, 0..1.   rows: the arrays behind the loaders, where they are standardised.
         schema_hash: adds what the vector's names do not say, such as the order of classes.
+        release: what one call of your own `fit` releases, where that protects rows itself, say with Opacus.
         """
         if fit is None and (loss is None or optimizer is None):
             raise ConfigError("TorchLearner needs loss and optimizer, or fit in their place")
         self.local_steps = local_steps
         self.should_stop: Callable[[], bool] = lambda: False
         self.progress: Callable[[], float] = lambda: 0.0
+        self.dp_sgd: DpSgd | None = None
         self._model, self._train, self._test = model, train, test
         self._loss, self._make_optimizer, self._user_fit = loss, optimizer, fit
         self._measure_more, self._schedule, self._rows = metrics, schedule, rows
         self._reset_optimizer, self._widen_hash = reset_optimizer, schema_hash
+        self._release = release
         self._optimizer: torch.optim.Optimizer | None = None
         self._base_rates: list[float] = []
         # Tied weights appear under two names in a state dict and travel once, under the first.
@@ -193,6 +199,17 @@ class TorchLearner:
         """What names the site's rows in its privacy account; empty where they are the user's to read."""
         return "" if self._rows is None else self._rows.digest()
 
+    def release(self) -> Release | None:
+        """What a fit releases where it noises the gradients of rows: with `dp_sgd`, or as `fit` was said to.
+
+        Raises ConfigError when this model or loader cannot be trained so.
+        """
+        if self._user_fit is not None:
+            return self._release
+        if self.dp_sgd is None:
+            return None
+        return dp_sgd.release(self._model, self._train, self.dp_sgd, self.local_steps)
+
     def schema(self) -> Schema:
         """The names and shapes of the tensors in the vector."""
         return self._schema
@@ -270,6 +287,9 @@ class TorchLearner:
             factor = self._schedule(self.progress())
             for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = rate * factor
+        if self.dp_sgd is not None:
+            how: dict[str, Any] = {"steps": self.local_steps, "should_stop": self.should_stop}
+            return dp_sgd.descend(self._model, optimizer, self._loss, self._train, dp_sgd=self.dp_sgd, **how)
         samples, total = 0, 0.0
         for inputs, targets in self._batches():
             inputs, targets = self._to_device(inputs), self._to_device(targets)

@@ -1,8 +1,10 @@
-"""The built-in convolutional network, in torch."""
+"""The built-in models in torch: the convolutional network, and the others where Opacus is to train them."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from math import isqrt, prod
 
 import numpy as np
@@ -18,7 +20,7 @@ from p2pfl.learn.schedule import rate_factor
 from p2pfl.learn.standardise import Rows
 from p2pfl.learn.torch_learner import TorchLearner
 
-__all__ = ["TensorBatches", "cnn", "cnn_learner", "image_of"]
+__all__ = ["TensorBatches", "cnn", "image_of", "module_learner", "perceptron"]
 
 # Test rows through the network at once: 512 MNIST images keep the first layer's maps at 26 MB.
 _TEST_BATCH = 512
@@ -35,17 +37,17 @@ class TensorBatches:
         self.dataset = torch.utils.data.TensorDataset(x, y)
         self.generator = torch.Generator()
         self._x, self._y = x, y
-        self._batch_size, self._shuffle = batch_size, shuffle
+        self.batch_size, self._shuffle = batch_size, shuffle
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets) of one pass."""
         if not self._shuffle:
-            for start in range(0, len(self._y), self._batch_size):
-                where = slice(start, start + self._batch_size)
+            for start in range(0, len(self._y), self.batch_size):
+                where = slice(start, start + self.batch_size)
                 yield self._x[where], self._y[where]
             return
         seed = int(torch.randint(2**62, (), generator=self.generator))
-        for rows in batches(len(self._y), self._batch_size, None, np.random.default_rng(seed)):
+        for rows in batches(len(self._y), self.batch_size, None, np.random.default_rng(seed)):
             chosen = torch.from_numpy(rows)
             yield self._x[chosen], self._y[chosen]
 
@@ -84,7 +86,17 @@ def cnn(image: tuple[int, int, int], n_classes: int, channels: tuple[int, int] =
     )
 
 
-def cnn_learner(
+def perceptron(layers: tuple[int, ...]) -> nn.Sequential:
+    """A ReLU network of layers (k, hidden..., C), with the names of parameters that perceptron.py has."""
+    parts: dict[str, nn.Module] = {}
+    for number, (fan_in, fan_out) in enumerate(pairwise(layers), start=1):
+        if number > 1:
+            parts[f"relu{number - 1}"] = nn.ReLU()
+        parts[f"layer{number}"] = nn.Linear(fan_in, fan_out)
+    return nn.Sequential(OrderedDict(parts))
+
+
+def module_learner(
     dataset: Dataset,
     *,
     model: ModelOptions | None = None,
@@ -95,12 +107,19 @@ def cnn_learner(
     standardise: Standardise = "none",
     seed: int = 0,
 ) -> TorchLearner:
-    """A TorchLearner of `cnn` on a Dataset.   seed: the run's, so that all sites start equal."""
+    """A TorchLearner of a built-in model on a Dataset.   seed: the run's, so that all sites start equal.
+
+    Two classes have two outputs here, also in `logistic`.
+    """
     model, options = model or ModelOptions(kind="cnn"), optimizer or OptimizerOptions()
+    hidden = model.hidden if model.kind == "mlp" else ()
     rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = cnn(image_of(dataset), dataset.n_classes, model.channels)
+        if model.kind == "cnn":
+            network = cnn(image_of(dataset), dataset.n_classes, model.channels)
+        else:
+            network = perceptron((dataset.x_train.shape[1], *hidden, dataset.n_classes))
     train = TensorBatches(_tensor(rows.x_train), _tensor(dataset.y_train), batch_size, shuffle=True)
     test = TensorBatches(_tensor(rows.x_test), _tensor(dataset.y_test), _TEST_BATCH, shuffle=False)
     return TorchLearner(

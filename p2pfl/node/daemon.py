@@ -28,7 +28,7 @@ from p2pfl.node.node import Clock, Learning, Node, Outcome
 from p2pfl.node.store import Store
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
-from p2pfl.run import RunSpec, run_id
+from p2pfl.run import RunSpec, dp_sgd_of, run_id
 from p2pfl.settings import NodeSettings
 from p2pfl.trust import admission, certificates, identity, successions, tickets
 from p2pfl.trust.identity import Identity
@@ -133,6 +133,7 @@ async def serve(
                 data=settings.node.data,
                 name=settings.node.name,
                 seed=spec.run.seed,
+                dp_sgd=dp_sgd_of(spec),
             ),
             transport=transport,
             bootstrap=_bootstrap(settings, addresses),

@@ -36,8 +36,9 @@ from p2pfl.events import Evaluate, Train, Vector
 from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.jobs import Workshop, reason
-from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.learn.learner import DpSgd, LearnerFactory, Site
 from p2pfl.learn.options import LearnerOptions
+from p2pfl.release import Release
 
 __all__ = [
     "PAGE_BYTES",
@@ -78,6 +79,7 @@ class LearnerSpec(msgspec.Struct, frozen=True, kw_only=True):
     data: str = ""
     name: str = "site"
     seed: int = 0
+    dp_sgd: DpSgd | None = None
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -127,6 +129,7 @@ class Built(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     statistics: bytes
     schema: Schema | None
     data_set: str
+    release: Release | None
 
 
 class Mapped(msgspec.Struct, frozen=True, tag=True):
@@ -205,6 +208,7 @@ def open_workshop(spec: LearnerSpec, site: Site, factory: LearnerFactory | None 
         local_steps=options.local_steps,
         options=options,
         dataset=site.dataset,
+        dp_sgd=spec.dp_sgd,
         should_stop=site.should_stop,
     )
     return Workshop(partial(build, chosen), whole)
@@ -239,6 +243,7 @@ def main(arguments: list[str]) -> int:
             statistics=ready.statistics.astype("<f8").tobytes(),
             schema=ready.schema,
             data_set=ready.data_set,
+            release=ready.release,
         ),
     )
     if not isinstance(_receive(read_fd), Map):

@@ -258,6 +258,7 @@ class LearnerProcess:
                     statistics=np.frombuffer(built.statistics, "<f8"),
                     schema=built.schema,
                     data_set=built.data_set,
+                    release=built.release,
                 )
             built = mapped
         if isinstance(built, Failed):

@@ -220,6 +220,7 @@ class Node:
                     samples=ready.samples,
                     schema_hash=ready.schema_hash,
                     statistics=ready.statistics,
+                    release=ready.release,
                     account=await self._run_sync(self.store.account, ready.data_set),
                 )
                 await self._take(started)

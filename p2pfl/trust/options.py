@@ -81,8 +81,8 @@ class PrivacyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "gaussian"):
-            raise ValueError(f'trust.privacy.kind = "{self.kind}"; it is "none" or "gaussian"')
+        if self.kind not in ("none", "gaussian", "dp-sgd"):
+            raise ValueError(f'trust.privacy.kind = "{self.kind}"; it is "none", "gaussian" or "dp-sgd"')
         if not 0 < self.delta < 1:
             raise ValueError(f"trust.privacy.delta = {self.delta:g} is not between 0 and 1")
         for name in ("clip", "noise_multiplier", "max_epsilon"):

@@ -11,7 +11,7 @@ from p2pfl.learn.data import Dataset, load, part
 from p2pfl.learn.learner import Learner
 from p2pfl.learn.options import ModelOptions, OptimizerOptions
 from p2pfl.learn.torch_learner import TorchLearner
-from p2pfl.learn.torch_models import TensorBatches, cnn, cnn_learner, image_of
+from p2pfl.learn.torch_models import TensorBatches, cnn, image_of, module_learner
 
 
 @pytest.fixture(autouse=True)
@@ -286,9 +286,9 @@ def digits() -> Any:
 
 def test_a_small_cnn_learns_the_digits_and_all_sites_start_equal(digits: Dataset) -> None:
     options: dict[str, Any] = {"optimizer": OptimizerOptions(lr=0.05), "local_steps": 150, "seed": 3}
-    learner = cnn_learner(digits, **options)
+    learner = module_learner(digits, **options)
     torch.manual_seed(99)
-    other = cnn_learner(part(digits, np.arange(100)), **options)
+    other = module_learner(part(digits, np.arange(100)), **options)
     start = learner.parameters()
     assert start.tobytes() == other.parameters().tobytes()
     assert len(start) == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 10 * 128 + 10
@@ -298,18 +298,18 @@ def test_a_small_cnn_learns_the_digits_and_all_sites_start_equal(digits: Dataset
     assert (
         learner.schema_hash()
         == other.schema_hash()
-        != cnn_learner(digits, model=ModelOptions(kind="cnn", channels=(4, 4))).schema_hash()
+        != module_learner(digits, model=ModelOptions(kind="cnn", channels=(4, 4))).schema_hash()
     )
 
 
 def test_a_cnn_sees_the_rows_standardised_by_the_federation(digits: Dataset) -> None:
-    learner = cnn_learner(digits, standardise="federation", local_steps=2)
+    learner = module_learner(digits, standardise="federation", local_steps=2)
     with pytest.raises(LearnerError, match="call standardise"):
         learner.fit(learner.parameters(), _rng())
     sums = learner.statistics()
     assert sums.shape == (192,)
     learner.standardise(sums * 3)
-    alone = cnn_learner(digits, standardise="site", local_steps=2)
+    alone = module_learner(digits, standardise="site", local_steps=2)
     theta = alone.fit(alone.parameters(), _rng()).parameters
     np.testing.assert_allclose(learner.fit(learner.parameters(), _rng()).parameters, theta, atol=1e-6)
 

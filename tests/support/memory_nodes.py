@@ -25,7 +25,7 @@ from p2pfl.node.learner_child import LearnerSpec
 from p2pfl.node.node import Clock, Node, Outcome, inline
 from p2pfl.node.store import Store
 from p2pfl.peer import Peer
-from p2pfl.run import RunSpec, run_id
+from p2pfl.run import RunSpec, dp_sgd_of, run_id
 from p2pfl.simulations.mass_audit import MassAudit, audit, books_on_disk
 from p2pfl.trust.identity import Identity, verify
 
@@ -151,6 +151,7 @@ class Sites:
                     data=str(i),
                     name=f"site{i}",
                     seed=spec.run.seed,
+                    dp_sgd=dp_sgd_of(spec),
                 ),
                 transport=transport,
                 bootstrap={self.name(j): (self.address(j),) for j in others},
