@@ -201,10 +201,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The fit of `round` ended with `parameters`, or with `fault` and none.
-
-    `learner_state` is what the learner wants back after a restart.
-    """
+    """The fit of `round` gave `parameters`, or `fault` and none; `learner_state` is for after a restart."""
 
     round: int
     parameters: Vector | None

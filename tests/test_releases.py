@@ -14,6 +14,7 @@ from p2pfl import rounds
 from p2pfl.consortium import Consortium
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.events import Commit, Effect, Started, Train, Trained
+from p2pfl.learn.factory import resolve
 from p2pfl.peer import Peer
 from p2pfl.release import Release
 from p2pfl.run import RunSpec, run_id
@@ -227,3 +228,27 @@ def test_what_would_leave_beside_the_noise_is_refused(more: dict[str, Any], mess
     options = {**more.pop("run", {}), **more}
     with pytest.raises(ConfigError, match=message):
         noisy_agreement(2, max_epsilon=8.0, **options)
+
+
+def test_a_run_of_real_steps_has_spent_what_opacus_says() -> None:
+    accountants = pytest.importorskip("opacus.accountants", reason="the extra `dp` is not installed")
+    table = {
+        "learner": {
+            "model": {"kind": "logistic"},
+            "data": {"source": "sklearn:digits"},
+            "local_steps": 4,
+            "batch_size": 64,
+        }
+    }
+    spec = noisy_agreement(2, kind="dp-sgd", clip=1.0, sigma=1.2, rounds=3, **table)
+    world = tiny_world(2, spec=spec, factory=resolve(spec.learner), aims=["sklearn:digits"] * 2)
+    assert world.run(until_s=200)
+    account = account_on_disk(world, 0)
+    assert account.data_set.startswith("rows ")
+    ((sigma, q, steps),) = [(one.sigma, one.q, one.steps) for one in account.spent]
+    assert (sigma, steps) == (1.2, 12)
+    theirs = accountants.RDPAccountant()
+    for _ in range(12):
+        theirs.step(noise_multiplier=1.2, sample_rate=q)
+    told = facts(world, 0, "round committed")[-1].fields["epsilon"]
+    assert told == pytest.approx(theirs.get_epsilon(1e-5), abs=1e-3)

@@ -1,15 +1,21 @@
 """The learner's own process: jobs go in, answers and output come out, and nothing else is shared."""
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import trio
 from learner_sites import Site, evaluate, steered_site, train
 
 from p2pfl.events import Validate
+from p2pfl.learn.learner import DpSgd
+from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_process import LearnerProcess
+from p2pfl.release import Release
 
 
 @pytest.fixture
@@ -138,3 +144,28 @@ async def test_linear_algebra_has_one_thread_unless_the_site_says_otherwise(
     await site.start()
     await site.process.train(train())
     assert site.lines == ["1 3"]
+
+
+async def test_what_a_fit_releases_comes_with_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noisy_code.py").write_text(
+        "import numpy as np\n"
+        "from p2pfl import Release\n"
+        "class Noisy:\n"
+        "    def __init__(self, site): self.sigma = site.dp_sgd.noise_multiplier\n"
+        "    def parameters(self): return np.zeros(2, np.float32)\n"
+        "    def fit(self, parameters, rng): raise NotImplementedError\n"
+        "    def evaluate(self, parameters): return {}\n"
+        "    def release(self): return Release(sigma=self.sigma, q=0.5, steps=2)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    learner = LearnerProcess()
+    options = msgspec.json.encode({"module": "noisy_code:Noisy"})
+    asked = DpSgd(clip=1.0, noise_multiplier=1.3)
+    try:
+        ready = await learner.start(LearnerSpec(options=options, data="ward.npz", dp_sgd=asked))
+    finally:
+        await learner.aclose()
+    assert ready.release == Release(sigma=1.3, q=0.5, steps=2)
+    assert ready.data_set == "source ward.npz"

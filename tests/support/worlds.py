@@ -39,13 +39,13 @@ def tiny_world(
     factory: LearnerFactory = tiny,
     fit_s: float | Sequence[float] = 1.0,
     starts_at_s: Sequence[float] = (),
-    aims: Sequence[float] = (),
+    aims: Sequence[float | str] = (),
     listener: Callable[[float, int, Fact], None] | None = None,
     memory_bytes: int = 10**9,
     publish_edges: Sequence[int] = (),
     **world: Any,
 ) -> World:
-    """A world of `n` tiny learners, site i aiming at i, or at `aims[i]`.
+    """A world of `n` tiny learners, site i aiming at i, or at `aims[i]`, its data.
 
     publish_edges: the sites that say whom they trust.
     """
