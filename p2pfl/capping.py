@@ -8,12 +8,12 @@ from __future__ import annotations
 from p2pfl.aggregation import is_capped
 from p2pfl.gossip.capped import may_give
 from p2pfl.gossip.links import Arrival
-from p2pfl.gossip.mixing import uniform_fraction
+from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
-from p2pfl.plans import neighbours_of
+from p2pfl.plans import plan_of
 from p2pfl.state import State
 
-__all__ = ["absorb", "check_drain", "counted", "credit", "gives_to"]
+__all__ = ["absorb", "check_drain", "counted", "credit", "givable", "parts"]
 
 # The alarm: this part of the first weight is with neighbours that have not returned it.
 _DRAINED = 0.5
@@ -21,11 +21,21 @@ _DRAINED = 0.5
 _NAMED = 16
 
 
-def credit(state: State) -> float | None:
-    """The weight of a share of this peer's, c w(0); None where shares are not capped."""
+def credit(state: State) -> dict[str, float] | None:
+    """The weight of a first share to each neighbour of this round or the last; None without caps."""
     if not is_capped(state.spec):
         return None
-    return uniform_fraction(len(neighbours_of(state, state.round)[1])) * state.nominal
+    found: dict[str, float] = {}
+    for number in (max(0, state.round - 1), state.round):
+        plan, members = plan_of(state, number)
+        if state.me in members:
+            found |= {members[j]: part * state.nominal for j, part in parts(plan, members.index(state.me))}
+    return found
+
+
+def parts(plan: Plan, i: int) -> list[tuple[int, float]]:
+    """What peer `i` gives each of its neighbours: Metropolis-Hastings weights, which both sides know."""
+    return [(j, part) for j, part in plan.row(i).items() if j != i]
 
 
 def absorb(state: State, merged: list[tuple[str, Arrival]]) -> list[float]:
@@ -34,13 +44,17 @@ def absorb(state: State, merged: list[tuple[str, Arrival]]) -> list[float]:
     return state.mass.absorb_capped(shares, [a.taken for _, a in merged], state.spec.trust.aggregator.tau)
 
 
-def gives_to(state: State, peer: PeerId, w: float) -> bool:
-    """Whether a share of weight `w` may go to `peer`: it is mixed here, and returns what it gets."""
-    most = credit(state)
+def givable(state: State, pairs: list[tuple[PeerId, float]]) -> list[tuple[PeerId, float]]:
+    """Those of `pairs`, neighbours and parts, that are mixed here, and return what they get."""
+    most, links = credit(state), state.links
     if most is None:
-        return True
-    owed = state.links.edge_to(peer).sent_w - state.links.edge_from(peer).absorbed_w
-    return state.consortium.accepts(peer) and may_give(w, owed, most)
+        return pairs
+    owed = {peer: links.edge_to(peer).sent_w - links.edge_from(peer).absorbed_w for peer, _ in pairs}
+    return [
+        (peer, part)
+        for peer, part in pairs
+        if state.consortium.accepts(peer) and may_give(part * state.mass.w, owed[peer], most[peer])
+    ]
 
 
 def counted(state: State) -> float:

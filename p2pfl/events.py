@@ -100,10 +100,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """Every share up to `absorbed` of the recipient's `their_incarnation` is settled; `refused` maps the
-    sequence numbers among them that were not accepted to the reason, `taken` those of which a part was
-    accepted to that fraction, between 0 and 1.
-    """
+    """Shares of `their_incarnation` up to `absorbed` are settled: `refused` for a reason, `taken` in part."""
 
     their_incarnation: int
     absorbed: int
@@ -395,6 +392,5 @@ class Finish:
     reason: str
 
 
-Effect: TypeAlias = (
-    Train | Evaluate | Validate | Commit | Note | Send | Fetch | Refuse | Dial | HangUp | Penalise | Finish
-)
+_Task: TypeAlias = Train | Evaluate | Validate | Commit | Note | Finish
+Effect: TypeAlias = _Task | Send | Fetch | Refuse | Dial | HangUp | Penalise

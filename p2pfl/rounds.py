@@ -237,9 +237,12 @@ def _offers(state: State) -> list[Send]:
             for j in plan.out_neighbours(i)
             if state.neighbours[members[j]].up and state.consortium.may_share(members[j])
         ]
+    given = list(zip(plan.out_neighbours(i), plan.fractions(i)[1], strict=True))
+    if is_capped(state.spec):
+        given = capping.parts(plan, i)
     pairs = [
         (members[j], c)
-        for j, c in zip(plan.out_neighbours(i), plan.fractions(i)[1], strict=True)
+        for j, c in given
         if state.neighbours[members[j]].up
         and state.consortium.may_share(members[j])
         and validation.objection(state, members[j]) != "doubted"
@@ -247,8 +250,7 @@ def _offers(state: State) -> list[Send]:
         and state.links.is_free(members[j])
     ]
     # What a neighbour would have to refuse stays here.
-    w = state.mass.w
-    pairs = [(p, c) for p, c in pairs if c * w >= MIN_WEIGHT and capping.gives_to(state, p, c * w)]
+    pairs = capping.givable(state, [(p, c) for p, c in pairs if c * state.mass.w >= MIN_WEIGHT])
     return split(state, [p for p, _ in pairs], [c for _, c in pairs])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_learner import tiny_of_many_rows
 from trackers import discord
 from worlds import agreement, tiny_world
 
@@ -105,15 +106,16 @@ def _survive(n: int, kind: str, blows: list[Blow], link: LinkModel, seed: int, i
             seed=seed,
             deadline_s=4.0,
             rounds=8,
-            weights="samples" if kind == "samples" else "uniform",
+            weights="samples" if kind in ("samples", "capped-share") else "uniform",
             quorum=quorum,
             gossip={
                 "averaging": {"kind": "push-pull" if kind == "push-pull" else "push-sum"},
-                # A star, where shares are taken in part even if nobody lies.
+                # Between sites that weigh differently shares are taken in part even if nobody lies.
                 "topology": {"kind": "star" if kind == "capped-share" else "exponential"},
             },
             trust={"aggregator": {"kind": kind if kind == "capped-share" else "none"}},
         ),
+        factory=tiny_of_many_rows,
         fit_s=[(0.1, 0.5, 1.0)[(seed + i) % 3] for i in range(n)],
         link=link,
         inline_bytes=inline_bytes,

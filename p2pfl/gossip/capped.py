@@ -1,18 +1,21 @@
 """Capped shares: push-sum in which a false weight buys nothing, on graphs where who sends also hears.
 
 Plain push-sum believes the weight that a share brings: three times as much counts three times.  Here a
-receiver takes of a share no more than the edge's own books allow.  It gave the neighbour c w_i in its last
-split, where c = 1/(d_out + 1) is the part that it keeps, and of what comes back it takes as much; the rest
-returns to its sender.  Added up over an edge's life, what came in never exceeds what went out, so honest
-peers together never hold more than they began with.  A larger cap, such as half of w_i, would let in on every
-edge more than goes out on it, and the honest weight would grow by that factor each round.
+receiver takes of a share no more than the edge's own books allow: what it gave to that neighbour and did not
+get back yet.  Each gives the other the part c = 1/(1 + max(d_i, d_j)) of its weight, which is the part that a
+peer keeps where degrees are equal, and takes as much; the rest returns to its sender.  Added up over an
+edge's life, what came in never exceeds what went out, so honest peers together never hold more than they
+began with.  A larger cap, such as half of w_i, would let in on every edge more than goes out on it, and the
+honest weight would grow by that factor each round.
 
-Where all are honest no share is cut on a regular graph, and on any other symmetric graph the smaller of the
-two parts flows both ways: Metropolis-Hastings weights, with w at its first value.   What a neighbour that
-takes and never returns can cost is bounded in the same books: two shares, then nothing more is given to it.
+Where all are honest and weigh alike no share is cut: it is push-sum with Metropolis-Hastings weights, and w
+stays at its first value.  Where they weigh differently the smaller share flows both ways, so w stays, too.
+What a neighbour that takes and never returns can cost is bounded in the same books: two shares, then nothing
+more is given to it.
 
-One share is taken on credit, since the answer to the last one given is still on its way; a liar that takes
-credit and then refuses what it was given is a share ahead, once.
+One share is taken on credit, since the answer to the last one given is still on its way.  A liar that takes
+credit and then refuses what it was given is a share ahead on each edge, once; those are less than its own
+w(0), so that the honest never hold more than all peers began with, whatever anybody says.
 
 The model that a share brings is clipped around the receiver's own, since a tiny weight makes x/w as large as
 one likes.  This defends against lies about weights, not against poisoned models.

@@ -338,12 +338,12 @@ class Links:
         return {peer: max(held) for peer, held in self._arrivals.items() if held}
 
     def collect(
-        self, credit: float | None = None, upto: Mapping[str, int] | None = None
+        self, credit: Mapping[str, float] | None = None, upto: Mapping[str, int] | None = None
     ) -> tuple[list[tuple[str, Arrival]], list[str]]:
         """Settle what can be, in (peer, seq) order.
 
         upto: an earlier `reach`; what came since waits.
-        credit: the weight of one share, where shares are capped by `room`; None takes every share whole.
+        credit: the weight of one share to each neighbour, where `room` caps what comes; None takes all whole.
         Returns (arrivals settled, those with a reason refused and the others to be merged; peers whose
         watermark moved).  The caller commits, then acknowledges.
         """
@@ -356,7 +356,8 @@ class Links:
                 edge.absorbed += 1
                 w = arrival.header.weights[0] if arrival.header.weights else 0.0
                 if credit is not None and not arrival.reason:
-                    taken = fraction_taken(w, self.room(peer, credit), credit)
+                    one = credit.get(peer, 0.0)
+                    taken = fraction_taken(w, self.room(peer, one), one)
                     arrival = replace(arrival, taken=taken, reason="" if taken else "capped")
                     if 0 < taken < 1:
                         edge.taken = {**edge.taken, edge.absorbed: taken}

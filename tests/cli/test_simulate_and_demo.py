@@ -40,7 +40,7 @@ def test_an_expectation_that_is_not_met_is_exit_code_6() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hub", "one-way-trust"])
+@pytest.mark.parametrize("name", ["hub", "one-way-trust", "weight-lies"])
 def test_shipped_grids_meet_their_expectations(name: str) -> None:
     done = _p2pfl("simulate", name, timeout_s=900)
     assert done.returncode == 0, done.stdout

@@ -11,6 +11,7 @@ from p2pfl.events import Ack
 from p2pfl.gossip.links import Arrival, Links, Meeting
 
 CREDIT = 0.25
+CREDITS: dict[str, float] = {A: CREDIT, B: CREDIT}
 
 
 def give(a: Links, b: Links, w: float, *, forward: bool = True) -> None:
@@ -25,7 +26,7 @@ def test_as_much_is_taken_as_was_given_and_the_rest_comes_back_once() -> None:
     a, b = paired()
     give(b, a, CREDIT, forward=False)
     give(a, b, 1.0)
-    [(_, arrival)], _ = b.collect(CREDIT)
+    [(_, arrival)], _ = b.collect(CREDITS)
     assert (arrival.taken, arrival.reason) == (0.25, "")
     assert b.edge_from(A).absorbed_w == 0.25
     ack = b.ack(A)
@@ -39,7 +40,7 @@ def test_as_much_is_taken_as_was_given_and_the_rest_comes_back_once() -> None:
 def test_who_gave_nothing_takes_nothing() -> None:
     a, b = paired()
     give(a, b, CREDIT)
-    [(_, arrival)], _ = b.collect(CREDIT)
+    [(_, arrival)], _ = b.collect(CREDITS)
     assert (arrival.taken, arrival.reason) == (0.0, "capped")
     assert b.ack(A).refused == {1: "capped"}
     [back] = a.acknowledged(B, b.ack(A), INC[A])
@@ -50,7 +51,7 @@ def test_the_rest_of_a_share_comes_back_by_hello_when_the_acknowledgement_is_los
     a, b = paired()
     give(b, a, CREDIT, forward=False)
     give(a, b, 1.0)
-    b.collect(CREDIT)
+    b.collect(CREDITS)
     verdict, returned, _ = a.meet(B, INC[B], hello(b, A), INC[A])
     assert verdict is Meeting.UP
     assert [(back.seq, back.fraction) for back in returned] == [(1, 0.75)]
@@ -61,10 +62,10 @@ def test_who_began_without_mass_is_lent_one_share_by_each() -> None:
     a, b = paired()
     b.entered = 0.0
     give(a, b, 1.0)
-    [(_, arrival)], _ = b.collect(CREDIT)
+    [(_, arrival)], _ = b.collect(CREDITS)
     assert arrival.taken == CREDIT
     give(a, b, 1.0)
-    [(_, arrival)], _ = b.collect(CREDIT)
+    [(_, arrival)], _ = b.collect(CREDITS)
     assert arrival.reason == "capped"
 
 
@@ -76,7 +77,7 @@ def test_a_peer_that_takes_credit_and_then_refuses_is_one_share_ahead_and_stays_
         for _ in range(6):
             give(b, a, CREDIT, forward=False)
             give(a, b, 100.0)
-            b.collect(CREDIT)
+            b.collect(CREDITS)
             # What it was given goes back, and what it gave stays here.
             seq = b.edge_to(A).sent
             b.acknowledged(A, Ack(their_incarnation=INC[B], absorbed=seq, refused={seq: "norm"}), INC[B])
@@ -115,7 +116,7 @@ def test_whatever_a_liar_does_no_more_comes_in_than_went_out_and_one_share(
                 held -= w
                 b.push(A, share(b.edge_to(A).sent + 1, w, B, A))
             case "settle":
-                settled, _ = b.collect(CREDIT)
+                settled, _ = b.collect(CREDITS)
                 held += sum(x.taken * x.header.weights[0] for _, x in settled if not x.reason)
             case "answer" | "refuse":
                 seq = b.edge_to(A).sent

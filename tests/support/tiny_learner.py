@@ -9,7 +9,7 @@ import numpy as np
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn.learner import Site, Update
 
-__all__ = ["TinyLearner", "tiny"]
+__all__ = ["TinyLearner", "tiny", "tiny_of_many_rows"]
 
 
 @dataclass(slots=True)
@@ -37,3 +37,10 @@ class TinyLearner:
 def tiny(site: Site) -> TinyLearner:
     """The target is the site's number, three times."""
     return TinyLearner(np.full(3, float(site.data or 0), np.float32))
+
+
+def tiny_of_many_rows(site: Site) -> TinyLearner:
+    """As `tiny`, with one row more than what it aims at."""
+    learner = tiny(site)
+    learner.rows = 1 + int(float(site.data))
+    return learner
