@@ -15,7 +15,7 @@ from p2pfl.errors import LearnerError
 from p2pfl.learn.options import OptimizerOptions
 from p2pfl.learn.perceptron import Perceptron
 
-__all__ = ["Course", "descend", "diverged"]
+__all__ = ["Course", "descend", "descend_by", "diverged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +45,39 @@ def descend(
     infinite or NaN in place, and nothing is raised.
     v <- mu v + g,  theta <- theta - eta v: heavy ball (Polyak 1964) in the form of torch.optim.SGD.
     """
-    mu, decay = np.float32(options.momentum), np.float32(options.weight_decay)
     x_batch = np.empty((*order.shape[1:], x.shape[1]), np.float32)
     y_batch = np.empty(order.shape[1:], np.int64)
+
+    def backward(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        # "clip" lets numpy write straight into the buffer; row numbers are in range by construction.
+        np.take(x, rows, axis=0, out=x_batch, mode="clip")
+        np.take(y, rows, out=y_batch, mode="clip")
+        return net.backward(x_batch, y_batch)
+
+    return descend_by(backward, net, v, options, rate, order, should_stop)
+
+
+def descend_by(
+    backward: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    net: Perceptron,
+    v: NDArray[np.float32],
+    options: OptimizerOptions,
+    rate: np.float32,
+    order: NDArray[np.int64],
+    should_stop: Callable[[], bool],
+) -> list[NDArray[np.float64]]:
+    """As `descend`, on any loss: `backward(rows)` leaves its derivative in `net.gradient` and gives it, (m,).
+
+    rows: (m, b), one step's part of `order`.
+    """
+    mu, decay = np.float32(options.momentum), np.float32(options.weight_decay)
     step = np.empty_like(v)
     losses = []
     with np.errstate(over="ignore", invalid="ignore"):
         for rows in order:
             if should_stop():
                 break
-            # "clip" lets numpy write straight into the buffer; row numbers are in range by construction.
-            np.take(x, rows, axis=0, out=x_batch, mode="clip")
-            np.take(y, rows, out=y_batch, mode="clip")
-            losses.append(net.backward(x_batch, y_batch))
+            losses.append(backward(rows))
             v *= mu
             v += net.gradient
             if decay:

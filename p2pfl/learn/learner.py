@@ -8,10 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfl.events import Metrics, Vector
 
-__all__ = ["DpSgd", "VALIDATION_ROWS", "Learner", "LearnerFactory", "Site", "Update"]
+__all__ = [
+    "VALIDATION_ROWS",
+    "Answers",
+    "Distills",
+    "DpSgd",
+    "Embeds",
+    "Learner",
+    "LearnerFactory",
+    "Near",
+    "Site",
+    "Update",
+]
 
 # Rows on which a model of another site is validated: the standard error of a mean loss is then a sixteenth of
 # the rows' spread, and it costs less than ten steps of a fit.
@@ -77,6 +89,9 @@ class Learner(Protocol):
     when there is none to measure; reputation uses it, and does without.
     `data_set() -> str`: names the rows in the privacy account, instead of `site.data`.
     `release() -> Release | None`: what one whole fit releases, when the learner noises the gradients of rows.
+
+    Exchange of knowledge needs more: `Answers` and `Distills` for probes, `Embeds` and `Near` for prototypes.
+    Rows `x` come there raw, as the run's data source gives them, and the learner prepares them like its own.
     """
 
     def parameters(self) -> Vector:
@@ -89,6 +104,72 @@ class Learner(Protocol):
 
     def evaluate(self, parameters: Vector) -> Metrics:
         """Measure `parameters` on the site's own test rows."""
+        ...
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """A learner that says what a model believes of given rows."""
+
+    def answer(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits, (n, K), of rows (n, ...) in eval mode.
+
+        A model that has only probabilities gives their logarithms, in -20..0.
+        """
+        ...
+
+
+@runtime_checkable
+class Distills(Protocol):
+    """A learner that learns what other models believe of given rows."""
+
+    def distill(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        batch: int = 64,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> Update:
+        """Train from `parameters` on the loss of distill.py.   x: (n, ...).   targets: (n, K) probabilities.
+
+        labels: (n,) classes 0..K-1 where they are known: cross-entropy is added.   `samples` of the Update
+        counts rows seen, and `distill_loss` is the mean loss.
+        """
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A learner whose model embeds rows in h dimensions before it classifies them."""
+
+    def features(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """What enters the last layer, (n, h), of rows (n, ...) in eval mode."""
+        ...
+
+
+@runtime_checkable
+class Near(Protocol):
+    """A learner that can keep its embedding near the prototypes of the classes."""
+
+    def fit_near(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        prototypes: NDArray[np.floating],
+        known: NDArray[np.bool_],
+        weight: float,
+    ) -> Update:
+        """`fit` on its loss plus `weight` times the mean of ||f - p_y||^2 / h, 0 for a class not known.
+
+        prototypes: (K, h).   known: (K,), where there is a prototype.   With weight 0 it is `fit`.
+        Source: Tan et al. 2022, arXiv:2105.00243, equation (4), with a squared distance.
+        """
         ...
 
 

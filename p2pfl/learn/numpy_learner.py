@@ -17,11 +17,12 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.learn import metrics
 from p2pfl.learn.batches import batches
 from p2pfl.learn.data import Dataset, rows_meaning
-from p2pfl.learn.descent import Course, descend, diverged
+from p2pfl.learn.descent import Course, descend_by, diverged
+from p2pfl.learn.distill import check_lesson, log_softmax, mixture, soften
 from p2pfl.learn.flat import Schema, schema_of_specs
 from p2pfl.learn.learner import VALIDATION_ROWS, Update
 from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
-from p2pfl.learn.perceptron import Perceptron, initial, logits, mean_loss, probabilities
+from p2pfl.learn.perceptron import Perceptron, initial, layer_schema, logits, mean_loss, probabilities
 from p2pfl.learn.schedule import rate_factor
 from p2pfl.learn.standardise import Rows
 
@@ -87,22 +88,91 @@ class NumpyLearner:
         Raises LearnerError when the statistics are still to come or training diverges; the layers that are
         not shared and the momentum are then as before, so the round can be tried again.
         """
-        self.rows.check_ready()
+        net, x, y = self._net, self.rows.x_train, self._dataset.y_train
+
+        def backward(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            return net.backward(x[rows], y[rows])
+
+        return self._fit(parameters, rng, backward)
+
+    def fit_near(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        prototypes: NDArray[np.floating],
+        known: NDArray[np.bool_],
+        weight: float,
+    ) -> Update:
+        """`fit`, with the last hidden layer drawn to the prototypes (K, h); see learner.py."""
+        net, x, y = self._net, self.rows.x_train, self._dataset.y_train
+        h = self._hidden_width()
+        if prototypes.shape != (self._dataset.n_classes, h) or known.shape != prototypes.shape[:1]:
+            raise LearnerError(
+                f"prototypes have shape {prototypes.shape}, known {known.shape}, expected"
+                f" ({self._dataset.n_classes}, {h}); all sites need embeddings of one size"
+            )
+
+        def backward(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            z, labels = net.forward(x[rows]), y[rows[0]]
+            log_p = log_softmax(z[0])
+            dz = np.exp(log_p)
+            dz[np.arange(len(labels)), labels] -= 1
+            gap = (net.hidden()[0] - prototypes[labels]) * known[labels, None]
+            net.backward_from(x[rows], dz / len(labels), 2 * weight * gap / gap.size)
+            own = log_p[np.arange(len(labels)), labels].mean()
+            return np.array([weight * (gap**2).mean() - own])
+
+        return self._fit(parameters, rng, backward)
+
+    def answer(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits, (n, C), of raw rows (n, k); a single logit z is (0, z)."""
         self._adopt(parameters)
-        order = batches(len(self.rows.x_train), self._batch_size, self.local_steps, rng)
-        rate = np.float32(self._optimizer.lr * rate_factor(self._optimizer, self.progress()))
-        if self._optimizer.reset:
-            self._momentum[:] = 0
-        before = self._theta.copy(), self._momentum.copy()
-        x, y = self.rows.x_train, self._dataset.y_train
-        losses = descend(
-            self._net, self._momentum, self._optimizer, rate, x, y, order[:, None], self.should_stop
-        )
-        if not np.isfinite(self._theta).all():
-            self._theta[:], self._momentum[:] = before
+        return _two_sided(logits(self._theta, self._net.layers, self.rows.transform(x)))
+
+    def features(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """The last hidden layer, (n, h), of raw rows (n, k).  Raises LearnerError for a logistic model."""
+        self._adopt(parameters)
+        h, layers = self._hidden_width(), self._net.layers
+        below = logits(self._theta[: layer_schema(layers[:-1]).size], layers[:-1], self.rows.transform(x))
+        assert below.shape[1] == h
+        return np.maximum(below, 0)
+
+    def distill(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        batch: int = 64,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> Update:
+        """SGD on a teacher's beliefs of rows (n, k), see learner.py; momentum starts at zero."""
+        check_lesson(len(x), targets, self._dataset.n_classes, temperature)
+        self._adopt(parameters)
+        inputs, q = self.rows.transform(x), soften(targets, temperature)
+        size = min(batch, len(x))
+        net = Perceptron(self._net.layers, size)
+        net.theta[0] = self._theta
+
+        def backward(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+            z = _two_sided(net.forward(inputs[rows])[0])
+            known = None if labels is None else labels[rows[0]]
+            loss, dz = mixture(z, q[rows[0]], known, temperature=temperature, alpha=alpha)
+            net.backward_from(inputs[rows], dz[None, :, -net.layers[-1] :])
+            return np.array([loss])
+
+        order = batches(len(x), size, -(-epochs * len(x) // max(size, 1)), rng)
+        v = np.zeros_like(net.theta)
+        losses = descend_by(backward, net, v, self._optimizer, self._rate(), order[:, None], self.should_stop)
+        if not np.isfinite(net.theta).all():
             raise diverged(self._optimizer)
-        done = {"train_loss": float(np.mean(losses))} if losses else {}
-        return Update(parameters=self.parameters(), samples=len(losses) * self._batch_size, metrics=done)
+        self._theta[:] = net.theta[0]
+        done = {"distill_loss": float(np.mean(losses))} if losses else {}
+        return Update(parameters=self.parameters(), samples=len(losses) * size, metrics=done)
 
     def evaluate(self, parameters: Vector) -> Metrics:
         """`loss` (nats), `accuracy` and, with two classes, `auc` on the test rows.
@@ -200,6 +270,41 @@ class NumpyLearner:
         for name, array in tensors.items():
             targets[name][:] = array
 
+    def _fit(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        backward: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    ) -> Update:
+        self.rows.check_ready()
+        self._adopt(parameters)
+        order = batches(len(self.rows.x_train), self._batch_size, self.local_steps, rng)
+        if self._optimizer.reset:
+            self._momentum[:] = 0
+        before = self._theta.copy(), self._momentum.copy()
+        losses = descend_by(
+            backward,
+            self._net,
+            self._momentum,
+            self._optimizer,
+            self._rate(),
+            order[:, None],
+            self.should_stop,
+        )
+        if not np.isfinite(self._theta).all():
+            self._theta[:], self._momentum[:] = before
+            raise diverged(self._optimizer)
+        done = {"train_loss": float(np.mean(losses))} if losses else {}
+        return Update(parameters=self.parameters(), samples=len(losses) * self._batch_size, metrics=done)
+
+    def _rate(self) -> np.float32:
+        return np.float32(self._optimizer.lr * rate_factor(self._optimizer, self.progress()))
+
+    def _hidden_width(self) -> int:
+        if len(self._net.layers) < 3:
+            raise LearnerError('a logistic model has no hidden layer to embed rows in; use kind = "mlp"')
+        return self._net.layers[-2]
+
     def _named_slices(self) -> list[tuple[str, slice]]:
         return list(zip(self._schema.names, self._schema.slices(), strict=True))
 
@@ -211,3 +316,8 @@ class NumpyLearner:
             )
         for place, where in self._shared:
             self._theta[place] = parameters[where]
+
+
+def _two_sided(z: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (n, C) of (n, o): a single one is that of class 1 of two."""
+    return np.concatenate([np.zeros_like(z), z], axis=1) if z.shape[1] == 1 else z

@@ -111,6 +111,12 @@ class Perceptron:
 
         x: (m, b, k), y: (m, b), with the m and b this was built for.
         """
+        loss = self._output_derivative(self.forward(x), self._dZ[-1], y)
+        self._propagate(x)
+        return loss
+
+    def forward(self, x: _Matrix) -> _Matrix:
+        """The logits of one batch a network, (m, b, o): a buffer that the next call overwrites."""
         last = len(self._W) - 1
         h = x
         for layer, (Wt, bias, Z) in enumerate(zip(self._transposed, self._b, self._Z, strict=True)):
@@ -119,7 +125,24 @@ class Perceptron:
             if layer < last:
                 np.maximum(Z, 0, out=Z)
             h = Z
-        loss = self._output_derivative(self._Z[last], self._dZ[last], y)
+        return h
+
+    def hidden(self) -> _Matrix:
+        """The last hidden layer of the batch that went forward, (m, b, h); there has to be one."""
+        return self._Z[-2]
+
+    def backward_from(
+        self, x: _Matrix, dz: NDArray[np.floating], d_hidden: NDArray[np.floating] | None = None
+    ) -> None:
+        """The gradient of any loss of the batch that went forward, by logits and last hidden layer.
+
+        dz: (m, b, o) the loss's derivative.   d_hidden: (m, b, h) what it adds there.
+        """
+        self._dZ[-1][:] = dz
+        self._propagate(x, d_hidden)
+
+    def _propagate(self, x: _Matrix, d_hidden: NDArray[np.floating] | None = None) -> None:
+        last = len(self._W) - 1
         for layer in range(last, -1, -1):
             dZ = self._dZ[layer]
             below = self._Z[layer - 1] if layer else x
@@ -127,9 +150,10 @@ class Perceptron:
             np.add.reduce(dZ, axis=1, out=self._db[layer])
             if layer:
                 np.matmul(dZ, self._W[layer], out=self._dZ[layer - 1])
+                if layer == last and d_hidden is not None:
+                    self._dZ[layer - 1] += d_hidden
                 np.greater(below, 0, out=self._live[layer - 1])
                 np.multiply(self._dZ[layer - 1], self._live[layer - 1], out=self._dZ[layer - 1])
-        return loss
 
     def _output_derivative(self, Z: _Matrix, dZ: _Matrix, y: _Labels) -> NDArray[np.float64]:
         """Fills dZ from the logits Z, which are overwritten; gives the mean losses."""

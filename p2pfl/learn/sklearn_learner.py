@@ -19,6 +19,7 @@ from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn import metrics
 from p2pfl.learn.batches import batches
+from p2pfl.learn.distill import LOG_FLOOR, check_lesson
 from p2pfl.learn.flat import Schema, flatten, schema_of, unflatten
 from p2pfl.learn.learner import VALIDATION_ROWS, Update
 
@@ -98,23 +99,7 @@ class SklearnLearner:
         Raises LearnerError when training diverges or the rows lack a class that the estimator needs.  What is
         not shared is then as before, so the round can be tried again.
         """
-        before = self.state()
-        self._adopt(parameters)
-        self._reseed(int(rng.integers(2**31)))
-        self._forget_optimizer()
-        try:
-            samples = self._train(rng)
-            if not all(np.isfinite(tensor).all() for tensor in self._tensors().values()):
-                raise LearnerError(
-                    "training diverged: parameters are not finite; lower the rate or scale the data"
-                )
-        except BaseException:
-            if self._classes is not None:
-                # A failed fit may already have replaced them by the classes of this site's rows.
-                self._estimator.classes_ = self._classes
-            self.restore(before)
-            raise
-        return Update(parameters=self.parameters(), samples=samples)
+        return self._trained(parameters, rng, lambda: self._train(rng))
 
     def evaluate(self, parameters: Vector) -> Metrics:
         """On the test rows: `accuracy`, and `auc` for two classes.
@@ -155,6 +140,66 @@ class SklearnLearner:
     def predict(self, x: _Array) -> _Array:
         """The estimator's own prediction for rows (n, k), as the model stands."""
         return np.asarray(self._estimator.predict(x))
+
+    def answer(self, parameters: Vector, x: _Array) -> NDArray[np.float32]:
+        """Log-probabilities in -20..0, (n, K), of rows (n, k); or decision values.
+
+        Raises LearnerError for a regressor.
+        """
+        if self._classes is None:
+            raise LearnerError("a regressor has no classes to give beliefs of; exchange its weights instead")
+        self._adopt(parameters)
+        if hasattr(self._estimator, "predict_proba"):
+            p = np.asarray(self._estimator.predict_proba(x), np.float64)
+            return np.log(np.maximum(p, np.exp(LOG_FLOOR))).astype(np.float32)
+        scores = np.asarray(self._estimator.decision_function(x), np.float32)
+        return scores if scores.ndim == 2 else np.stack([np.zeros_like(scores), scores], axis=1)
+
+    def distill(
+        self,
+        parameters: Vector,
+        x: _Array,
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        batch: int = 64,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> Update:
+        """`partial_fit` on rows (n, k) whose classes are drawn from the teacher's beliefs; see learner.py.
+
+        The gradient on drawn classes is in the mean that on the beliefs themselves, at temperature 1: that of
+        the call is not used.  alpha is the share of rows, 0..1, that are drawn in each epoch.
+        Raises LearnerError for an estimator without classes or partial_fit, and as `fit` does.
+        """
+        if self._classes is None or not self._is_partial:
+            raise LearnerError(
+                f"{type(self._estimator).__name__} cannot distil; use a classifier with partial_fit"
+            )
+        check_lesson(len(x), targets, len(self._classes), temperature)
+        classes, edges = self._classes, np.cumsum(targets, axis=1, dtype=np.float64)
+
+        def train() -> int:
+            samples = 0
+            size = max(1, min(batch, len(x)))
+            for rows in batches(len(x), size, -(-epochs * len(x) // size), rng):
+                if self.should_stop():
+                    break
+                drawn = rows[rng.random(len(rows)) < alpha]
+                # Scaled by the row's own sum, so that rounding leaves no draw above the last class.
+                u = rng.random(len(drawn)) * edges[drawn, -1]
+                taught = (edges[drawn] <= u[:, None]).sum(axis=1)
+                own = rows[:0] if labels is None else rows
+                chosen = np.concatenate([own, drawn])
+                found = taught if labels is None else np.concatenate([labels[own], taught])
+                if len(chosen):
+                    self._call("partial_fit", x[chosen], classes[found])
+                samples += len(rows)
+            return samples
+
+        return self._trained(parameters, rng, train)
 
     def samples(self) -> int:
         """The number of training rows."""
@@ -210,6 +255,26 @@ class SklearnLearner:
             self._assign({name: np.zeros_like(tensor) for name, tensor in self._tensors().items()})
         if hasattr(self._estimator, "t_"):
             self._estimator.t_ = type(self._estimator.t_)(1)
+
+    def _trained(self, parameters: Vector, rng: np.random.Generator, train: Callable[[], int]) -> Update:
+        """What `train` makes of the estimator; it gives the rows seen.  When it raises, all is put back."""
+        before = self.state()
+        self._adopt(parameters)
+        self._reseed(int(rng.integers(2**31)))
+        self._forget_optimizer()
+        try:
+            samples = train()
+            if not all(np.isfinite(tensor).all() for tensor in self._tensors().values()):
+                raise LearnerError(
+                    "training diverged: parameters are not finite; lower the rate or scale the data"
+                )
+        except BaseException:
+            if self._classes is not None:
+                # A failed fit may already have replaced them by the classes of this site's rows.
+                self._estimator.classes_ = self._classes
+            self.restore(before)
+            raise
+        return Update(parameters=self.parameters(), samples=samples)
 
     def _train(self, rng: np.random.Generator) -> int:
         """One round's training; gives the rows seen."""

@@ -17,12 +17,27 @@ from torch import Tensor, nn
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn import dp_sgd
-from p2pfl.learn.flat import Schema, schema_of_specs
+from p2pfl.learn.batches import batches
+from p2pfl.learn.distill import check_lesson
+from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import VALIDATION_ROWS, DpSgd, Update
 from p2pfl.learn.optimizer_state import pack_optimizer, unpack_optimizer
 from p2pfl.learn.seeding import seeded
 from p2pfl.learn.standardise import Rows
+from p2pfl.learn.torch_knowledge import (
+    Criterion,
+    Lesson,
+    distillation,
+    embed,
+    embedding_layer,
+    in_batches,
+    near,
+    study,
+    taught,
+    two_sided,
+)
 from p2pfl.learn.torch_metrics import Measurement
+from p2pfl.learn.torch_vector import SeededLoader, Tensors
 from p2pfl.release import Release
 
 __all__ = ["TorchLearner"]
@@ -59,6 +74,8 @@ class TorchLearner:
         rows: Rows | None = None,
         schema_hash: Callable[[bytes], bytes] | None = None,
         release: Release | None = None,
+        embedding: str | None = None,
+        lesson: Lesson = distillation,
     ) -> None:
         """train, test: DataLoaders, or any iterables of (inputs, targets) that can be run through again.
 
@@ -69,6 +86,8 @@ class TorchLearner:
         for a share of rounds done, 0..1.   rows: the arrays behind the loaders, where they are standardised.
         schema_hash: adds what the vector's names do not say, such as the order of classes.
         release: what one call of your own `fit` releases, where that protects rows itself, say with Opacus.
+        embedding: the module whose input `features` gives; None is the last linear one.   lesson:
+        `lesson(logits, p, temperature)` in place of the distillation loss.
         """
         if fit is None and (loss is None or optimizer is None):
             raise ConfigError("TorchLearner needs loss and optimizer, or fit in their place")
@@ -80,33 +99,14 @@ class TorchLearner:
         self._loss, self._make_optimizer, self._user_fit = loss, optimizer, fit
         self._measure_more, self._schedule, self._rows = metrics, schedule, rows
         self._reset_optimizer, self._widen_hash = reset_optimizer, schema_hash
-        self._release = release
+        self._release, self._embedding_name, self._lesson = release, embedding, lesson
         self._optimizer: torch.optim.Optimizer | None = None
         self._base_rates: list[float] = []
-        # Tied weights appear under two names in a state dict and travel once, under the first.
-        tensors: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if isinstance(tensor, Tensor) and id(tensor) not in seen:
-                seen.add(id(tensor))
-                tensors[name] = tensor
-        self._schema = schema_of_specs(
-            (
-                (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-                for name, tensor in tensors.items()
-            ),
-            tuple(share),
-        )
-        places = dict(zip(self._schema.names, self._schema.slices(), strict=True))
-        self._shared = [(tensors[name], place) for name, place in places.items()]
-        self._private = {name: tensor for name, tensor in tensors.items() if name not in places}
+        self._tensors = Tensors(model, tuple(share))
 
     def parameters(self) -> Vector:
         """The shared parameters now, a copy, (d,)."""
-        vector = np.empty(self._schema.size, np.float32)
-        for tensor, place in self._shared:
-            vector[place] = tensor.detach().to("cpu", torch.float32).reshape(-1).numpy()
-        return vector
+        return self._tensors.vector()
 
     def fit(self, parameters: Vector, rng: np.random.Generator) -> Update:
         """Train from `parameters`, (d,); `samples` counts the rows seen, `train_loss` is their mean.
@@ -115,30 +115,78 @@ class TorchLearner:
         Raises LearnerError when training diverges or the loader gives nothing.  Whatever it raises, the
         private tensors are then as before and the optimizer starts anew, so the round can be tried again.
         """
-        if self._rows is not None:
-            self._rows.check_ready()
-        self._adopt(parameters)
-        loader_seed, global_seed = (int(seed) for seed in rng.integers(2**63, size=2))
-        before = {name: tensor.detach().clone() for name, tensor in self._private.items()}
-        self._model.train()
-        try:
-            with seeded(global_seed), _SeededLoader(self._train, loader_seed):
-                if self._user_fit is not None:
-                    measured = dict(self._user_fit(self._model, self._train) or {})
-                    samples = self.samples()
-                else:
-                    samples, measured = self._descend()
-            vector = self.parameters()
-            if not np.isfinite(vector).all() or not all(map(_is_finite, self._private.values())):
-                raise LearnerError("training diverged: parameters are not finite; lower the learning rate")
-        except BaseException:
-            self._optimizer = None
-            with torch.no_grad():
-                for name, tensor in before.items():
-                    self._private[name].copy_(tensor)
-            raise
-        return Update(
-            parameters=vector, samples=samples, metrics={name: float(v) for name, v in measured.items()}
+        if self._user_fit is not None:
+            own, model, train = self._user_fit, self._model, self._train
+            return self._trained(parameters, rng, lambda: (self.samples(), own(model, train) or {}))
+        assert self._loss is not None
+        loss, model = self._loss, self._model
+        return self._trained(parameters, rng, lambda: self._descend(lambda x, y: loss(model(x), y)))
+
+    def fit_near(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        prototypes: NDArray[np.floating],
+        known: NDArray[np.bool_],
+        weight: float,
+    ) -> Update:
+        """`fit`, with the embedding drawn to the prototypes (K, h); see learner.py.
+
+        Raises LearnerError also where the learner has its own `fit`, or embeddings of another size.
+        """
+        if self._loss is None or self._user_fit is not None:
+            raise LearnerError("own fit cannot be drawn to prototypes; give loss and optimizer instead")
+        self._refuse_unaccounted("fit_near")
+        layer, device = self._embedding(), self._tensors.device
+        criterion = near(self._model, layer, self._loss, prototypes, known, weight, device)
+        return self._trained(parameters, rng, lambda: self._descend(criterion))
+
+    def answer(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits, (n, K), of raw rows (n, ...); a single output z is (0, z)."""
+        self._tensors.adopt(parameters)
+        return two_sided(self._outputs(x)).cpu().numpy()
+
+    def features(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """What enters the embedding layer, (n, h), of raw rows (n, ...)."""
+        self._tensors.adopt(parameters)
+        self._model.eval()
+        return embed(self._model, self._embedding(), self._inputs(x)).cpu().numpy()
+
+    def distill(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        batch: int = 64,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> Update:
+        """Train on a teacher's beliefs of rows (n, ...), with a new optimizer; see learner.py.
+
+        Raises LearnerError also where the learner has no optimizer of ours, and as `fit` does.
+        """
+        if self._make_optimizer is None:
+            raise LearnerError("a learner with its own fit cannot distil; give it optimizer too")
+        if labels is not None:
+            self._refuse_unaccounted("distill with labels")
+        check_lesson(len(x), targets, targets.shape[-1], temperature)
+        optimizer, _ = self._new_optimizer()
+        return self._trained(
+            parameters,
+            rng,
+            lambda: study(
+                taught(self._model, self._lesson, temperature=temperature, alpha=alpha),
+                optimizer,
+                self._inputs(x),
+                self._to_device(torch.from_numpy(np.array(targets, np.float32))),
+                None if labels is None else self._to_device(torch.from_numpy(np.array(labels))),
+                batches(len(x), batch, -(-epochs * len(x) // max(1, min(batch, len(x)))), rng),
+                self.should_stop,
+            ),
         )
 
     def evaluate(self, parameters: Vector) -> Metrics:
@@ -148,7 +196,7 @@ class TorchLearner:
         """
         if self._rows is not None:
             self._rows.check_ready()
-        self._adopt(parameters)
+        self._tensors.adopt(parameters)
         self._model.eval()
         measurement = Measurement(self._loss, self._measure_more)
         with torch.no_grad():
@@ -166,11 +214,11 @@ class TorchLearner:
             return np.nan
         if self._rows is not None:
             self._rows.check_ready()
-        self._adopt(parameters)
+        self._tensors.adopt(parameters)
         self._model.eval()
         loader_seed, global_seed = (int(seed) for seed in rng.integers(2**63, size=2))
         total, rows = 0.0, 0
-        with torch.no_grad(), seeded(global_seed), _SeededLoader(self._train, loader_seed):
+        with torch.no_grad(), seeded(global_seed), SeededLoader(self._train, loader_seed):
             for inputs, targets in self._train:
                 inputs, targets = self._to_device(inputs), self._to_device(targets)
                 total += float(self._loss(self._model(inputs), targets)) * len(targets)
@@ -182,11 +230,7 @@ class TorchLearner:
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """The model's outputs, as it stands and in eval mode, for raw rows (n, ...)."""
-        inputs = x.astype(np.float32) if self._rows is None else self._rows.transform(x)
-        self._model.eval()
-        with torch.no_grad():
-            outputs: Tensor = self._model(self._to_device(torch.from_numpy(inputs)))
-        return np.asarray(outputs.to("cpu", torch.float32).numpy())
+        return self._outputs(x).cpu().numpy()
 
     def samples(self) -> int:
         """The number of training rows; of a loader without a sized dataset, the rows of one pass."""
@@ -212,11 +256,11 @@ class TorchLearner:
 
     def schema(self) -> Schema:
         """The names and shapes of the tensors in the vector."""
-        return self._schema
+        return self._tensors.schema
 
     def schema_hash(self) -> bytes:
         """32 bytes that sites compare at the handshake."""
-        own = self._schema.hash()
+        own = self._tensors.schema.hash()
         return own if self._widen_hash is None else self._widen_hash(own)
 
     def statistics(self) -> NDArray[np.float64]:
@@ -232,10 +276,7 @@ class TorchLearner:
 
     def state(self) -> bytes:
         """What must survive a crash, as safetensors: private tensors, and the optimizer where it is kept."""
-        tensors = {
-            f"model.{name}": tensor.detach().to("cpu").clone().contiguous()
-            for name, tensor in self._private.items()
-        }
+        tensors = self._tensors.packed()
         if self._optimizer is not None and not self._reset_optimizer:
             packed = pack_optimizer(self._optimizer)
             tensors |= {_OPTIMIZER + name: tensor for name, tensor in packed.items()}
@@ -244,57 +285,91 @@ class TorchLearner:
     def restore(self, state: bytes) -> None:
         """Takes back what `state` gave.  Raises LearnerError when it is of another model."""
         tensors = load(state) if state else {}
-        saved = {n.removeprefix("model."): t for n, t in tensors.items() if not n.startswith(_OPTIMIZER)}
-        kept = {name: tuple(tensor.shape) for name, tensor in self._private.items()}
-        if {name: tuple(tensor.shape) for name, tensor in saved.items()} != kept:
-            raise LearnerError(
-                f"saved learner state holds {sorted(saved)}, this model keeps {sorted(kept)};"
-                " the model changed since it was saved"
-            )
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                self._private[name].copy_(tensor)
+        self._tensors.unpack({n: t for n, t in tensors.items() if not n.startswith(_OPTIMIZER)})
         packed = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
         self._optimizer = None
         if packed and not self._reset_optimizer:
             unpack_optimizer(self._fresh_optimizer(), packed)
 
-    def _adopt(self, parameters: Vector) -> None:
-        if parameters.shape != (self._schema.size,):
+    def _inputs(self, x: NDArray[Any]) -> Tensor:
+        """Raw rows as the module sees them."""
+        inputs = np.array(x, np.float32) if self._rows is None else self._rows.transform(x)
+        rows: Tensor = self._to_device(torch.from_numpy(np.array(inputs)))
+        return rows
+
+    def _outputs(self, x: NDArray[Any]) -> Tensor:
+        self._model.eval()
+        return in_batches(self._model, self._inputs(x)).float()
+
+    def _refuse_unaccounted(self, what: str) -> None:
+        if self.dp_sgd is not None:
             raise LearnerError(
-                f"parameters have shape {parameters.shape}, this model has {self._schema.size};"
-                " check that all sites run the same model"
+                f"{what} trains on the site's rows without noise, and privacy is dp-sgd; leave one"
             )
-        # A copy: torch warns about arrays it may not write, and drivers hand out read-only ones.
-        source = torch.from_numpy(np.array(parameters, np.float32))
-        with torch.no_grad():
-            for tensor, place in self._shared:
-                tensor.copy_(source[place].view(tensor.shape))
+
+    def _embedding(self) -> nn.Module:
+        return embedding_layer(self._model, self._embedding_name)
+
+    def _trained(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        train: Callable[[], tuple[int, Mapping[str, float]]],
+    ) -> Update:
+        """What `train` makes of the module; when it raises, all that is private is put back."""
+        if self._rows is not None:
+            self._rows.check_ready()
+        self._tensors.adopt(parameters)
+        loader_seed, global_seed = (int(seed) for seed in rng.integers(2**63, size=2))
+        self._model.train()
+        try:
+            with (
+                self._tensors.undone_on_error(),
+                seeded(global_seed),
+                SeededLoader(self._train, loader_seed),
+            ):
+                samples, measured = train()
+                vector = self._tensors.trained()
+        except BaseException:
+            self._optimizer = None
+            raise
+        return Update(
+            parameters=vector, samples=samples, metrics={name: float(v) for name, v in measured.items()}
+        )
+
+    def _new_optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
+        """A new optimizer at the schedule's rate of this round, and the rates without the schedule."""
+        assert self._make_optimizer is not None
+        optimizer = self._make_optimizer(self._model.parameters())
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._set_rates(optimizer, rates)
+        return optimizer, rates
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        assert self._make_optimizer is not None
-        self._optimizer = self._make_optimizer(self._model.parameters())
-        self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._optimizer, self._base_rates = self._new_optimizer()
         return self._optimizer
 
-    def _descend(self) -> tuple[int, dict[str, float]]:
+    def _set_rates(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+        if self._schedule is not None:
+            factor = self._schedule(self.progress())
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def _descend(self, criterion: Criterion) -> tuple[int, dict[str, float]]:
         """The standard loop over batches; gives rows seen and their mean loss."""
-        assert self._loss is not None
         optimizer = self._optimizer
         if optimizer is None or self._reset_optimizer:
             optimizer = self._fresh_optimizer()
-        if self._schedule is not None:
-            factor = self._schedule(self.progress())
-            for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
-                group["lr"] = rate * factor
+        self._set_rates(optimizer, self._base_rates)
         if self.dp_sgd is not None:
+            assert self._loss is not None
             how: dict[str, Any] = {"steps": self.local_steps, "should_stop": self.should_stop}
             return dp_sgd.descend(self._model, optimizer, self._loss, self._train, dp_sgd=self.dp_sgd, **how)
         samples, total = 0, 0.0
         for inputs, targets in self._batches():
             inputs, targets = self._to_device(inputs), self._to_device(targets)
             optimizer.zero_grad()
-            loss = self._loss(self._model(inputs), targets)
+            loss = criterion(inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             samples += len(targets)
@@ -321,28 +396,4 @@ class TorchLearner:
                 return
 
     def _to_device(self, value: Any) -> Any:
-        device = self._shared[0][0].device
-        return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-class _SeededLoader:
-    """Inside, the loader and its samplers draw from one generator of the given seed; afterwards as before."""
-
-    def __init__(self, loader: Any, seed: int) -> None:
-        sampler = getattr(loader, "sampler", None)
-        inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-        self._owners: list[Any] = [o for o in (loader, sampler, inner) if hasattr(o, "generator")]
-        self._before = [owner.generator for owner in self._owners]
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __enter__(self) -> None:
-        for owner in self._owners:
-            owner.generator = self._generator
-
-    def __exit__(self, *_: object) -> None:
-        for owner, generator in zip(reversed(self._owners), reversed(self._before), strict=True):
-            owner.generator = generator
+        return value.to(self._tensors.device) if isinstance(value, Tensor) else value

@@ -226,7 +226,7 @@ def test_other_precisions_travel_as_float32() -> None:
         learner = _learner(net)
         theta = learner.parameters()
         assert theta.dtype == np.float32
-        learner._adopt(theta)
+        learner._tensors.adopt(theta)
         assert learner.parameters().tobytes() == theta.tobytes()
 
 
