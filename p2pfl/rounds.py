@@ -333,6 +333,7 @@ def step(state: State) -> None:
         sent=len(offers),
         seconds=state.now - began,
         w=state.mass.w,
+        held=w_before,
         weight0=state.nominal,
         in_flight=links.in_flight_w(),
         entered=links.entered,
@@ -347,13 +348,14 @@ def step(state: State) -> None:
     # Push-pull divides no model by its weight; capped shares have an alarm of their own.
     is_divided = mixer_of(state.spec) is PUSH_SUM
     capping.check_drain(state, w_before)
-    is_low = is_divided and push_sum.alarm(state.mass.w, state.nominal)
+    # Before the split: who has many neighbours keeps little of a fair weight after it.
+    is_low = is_divided and push_sum.alarm(w_before, state.nominal)
     if is_low and not state.weight_is_low:
         state.fact(
             "weight low",
             "warning",
             round=number,
-            w=state.mass.w,
+            w=w_before,
             weight0=state.nominal,
             hint=_WEIGHT_HINT,
         )

@@ -30,3 +30,11 @@ def test_naive_push_sum_loses_nearly_all_its_mass_to_a_third_of_loss() -> None:
     x = np.arange(4.0)[:, None]
     _, w = oracles.push_sum_lossy(plan.out_edges, x, 0.3, 40, np.random.default_rng(0))
     assert w.sum() < 0.01
+
+
+def test_a_fair_weight_raises_no_alarm_however_many_neighbours_it_is_shared_among() -> None:
+    spec = agreement(24, rounds=4, gossip={"topology": {"kind": "complete"}})
+    world = tiny_world(24, spec=spec)
+    assert world.run(until_s=1000)
+    assert facts(world, 0, "round committed")[1].fields["w"] < 0.05
+    assert [facts(world, i, "weight low") for i in range(24)] == [[]] * 24

@@ -126,7 +126,9 @@ class Telemetry:
         self._sent = counter("p2pfl_sent_bytes_total", "Bytes sent to peers.")
         self._received = counter("p2pfl_received_bytes_total", "Bytes received from peers.")
         self._connected = gauge("p2pfl_connected_peers", "Members connected now.")
-        self._weight = gauge("p2pfl_weight_ratio", "Push-sum weight over its first value; alarm below .05.")
+        self._weight = gauge(
+            "p2pfl_weight_ratio", "Push-sum weight before it is shared, over its first; alarm below .05."
+        )
         self._loss = gauge("p2pfl_training_loss_value", "Training loss of the last round.")
         self._metric = Gauge(
             "p2pfl_evaluation_value", "Last evaluation at this site.", ["metric"], registry=self._registry
@@ -175,7 +177,7 @@ class Telemetry:
             value = _number(fields.get(name))
             if value is not None and (value >= 0 or name == "loss"):
                 move(value)
-        w, weight0 = _number(fields.get("w")), _number(fields.get("weight0"))
+        w, weight0 = _number(fields.get("held")), _number(fields.get("weight0"))
         if w is not None and weight0:
             self._weight.set(w / weight0)
 

@@ -104,7 +104,9 @@ def test_metrics_follow_the_facts(stream: io.StringIO) -> None:
     configure("error", stream=stream)
     telemetry = Telemetry()
     assert values(telemetry)["p2pfl_faults_total{duplicate}"] == 0
-    telemetry.observe(round_fact(w=0.5, weight0=2.0, loss=0.25, bytes_sent=100, bytes_received=np.int64(50)))
+    telemetry.observe(
+        round_fact(held=0.5, weight0=2.0, loss=0.25, bytes_sent=100, bytes_received=np.int64(50))
+    )
     telemetry.observe(round_fact(round=8, w=None, loss=float("nan"), bytes_sent=-5, seconds="long"))
     telemetry.observe(Fact(event="evaluated", fields={"round": 8, "metrics": {"auc": 0.9, "x" * 99: 1.0}}))
     telemetry.observe(Fact(event="fault of a peer", fields={"fault": "duplicate", "peer": "12D3"}))
