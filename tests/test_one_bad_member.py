@@ -51,6 +51,7 @@ def test_a_claim_to_remember_more_of_a_node_that_never_restarted_is_a_fault() ->
     assert world.mass().error <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [5e-324, 1e-40, 0.0, -1.0, 1e6, float("nan"), float("inf")])
 def test_no_weight_upsets_a_peer_that_has_none(w: float) -> None:
     world = world_with_a_liar(5, gossip={"topology": {"kind": "complete"}})

@@ -386,6 +386,7 @@ def test_real_keys_and_frames_give_the_same_run_as_none() -> None:
     np.testing.assert_array_equal(models[0], models[1])
 
 
+@pytest.mark.slow
 def test_seventy_peers_that_cannot_all_meet_begin_together() -> None:
     world = tiny_world(70, spec=agreement(70, rounds=2, closing_rounds=1))
     assert world.run(until_s=_END_S)

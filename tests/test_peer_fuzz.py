@@ -165,6 +165,7 @@ def _held_bytes(peer: Participant) -> int:
     return peer.state.neighbours.fetching_bytes() + peer.state.links.held_bytes()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40,
     deadline=None,

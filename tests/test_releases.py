@@ -149,6 +149,7 @@ def test_without_privacy_there_is_no_account() -> None:
     assert {f.fields["epsilon"] for f in facts(world, 0, "round committed")} == {None}
 
 
+@pytest.mark.slow
 @given(at_s=st.floats(0.5, 8.0), effects=st.integers(0, 12), down_s=st.floats(0.5, 5.0))
 @settings(max_examples=25, deadline=None)
 def test_whatever_crashes_the_account_holds_every_fit_that_was_committed(

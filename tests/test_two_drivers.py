@@ -126,6 +126,7 @@ _TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("averaging", "topology"),
     [
@@ -170,6 +171,7 @@ def test_both_drivers_agree_when_sites_pool_statistics_and_weigh_samples() -> No
     check(Scenario(n=3, tables=tables, datasets=datasets))
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     n=st.integers(2, 5),

@@ -95,6 +95,7 @@ def test_a_run_can_be_made_shorter() -> None:
     assert world.mass().sum == pytest.approx(4, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_fewer_than_a_quorum_change_nothing() -> None:
     world = tiny_world(4, spec=SPEC)
     world.run(until_s=3.5)
@@ -122,6 +123,7 @@ def test_headers_name_the_epoch_from_the_fence_on() -> None:
     assert {epoch for number, epoch in sent if number >= FENCE} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effects", range(0, 40, 5))
 def test_a_peer_that_crashes_on_the_fence_comes_back_under_the_new_terms(effects: int) -> None:
     world = tiny_world(4, spec=SPEC)

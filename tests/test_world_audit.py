@@ -149,6 +149,7 @@ troubles = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaging", ["push-sum", "d-psgd"])
 def test_no_honest_trouble_makes_a_proof(averaging: str) -> None:
     @settings(max_examples=15, deadline=None)
@@ -197,6 +198,7 @@ def test_a_boot_session_that_came_from_the_disk_would_convict_an_honest_site() -
     assert set(witness.equivocations(map(witness.signed_in, logs.frames))) == {world.names[0]}
 
 
+@pytest.mark.slow
 def test_a_log_survives_a_crash_between_any_two_effects() -> None:
     for effects in range(14):
         world = tiny_world(3, spec=agreement(3, rounds=6, deadline_s=4.0), crypto=True)

@@ -100,6 +100,7 @@ def test_where_degrees_differ_no_share_is_cut_and_weights_stay_equal() -> None:
     assert np.ptp(models, axis=0).max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency", [0.0, 0.3])
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e6, math.nan, 3.0, 1e-3, 1e-12])
 def test_no_false_weight_makes_the_honest_hold_more_than_they_began_with(
@@ -120,6 +121,7 @@ def test_no_false_weight_makes_the_honest_hold_more_than_they_began_with(
         np.testing.assert_allclose(world.peer(i).model(), honest.peer(i).model(), atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [3.0, 100.0])
 def test_liars_that_refuse_what_they_are_given_get_one_share_ahead_and_never_beyond_all_there_is(
     weight: float,
@@ -155,6 +157,7 @@ def test_thieves_get_two_shares_an_edge_and_the_alarm_names_them() -> None:
         assert all(0.2 < edge.sent_w <= 0.4 + 1e-9 for edge in given)
 
 
+@pytest.mark.slow
 def test_one_thief_among_many_raises_no_alarm() -> None:
     world = attacked(6, 1, AttackOptions(kind="silent", byzantine=1), thieves=True)
     run_watched(world, 5)
@@ -208,6 +211,7 @@ def test_it_takes_a_radius_and_nothing_else(options: dict[str, Any], says: str) 
         run.decode({"gossip": COMPLETE, "trust": {"aggregator": {"kind": "capped-share", **options}}}, "test")
 
 
+@pytest.mark.slow
 def test_where_sites_weigh_differently_shares_are_taken_in_part_and_weights_stay() -> None:
     spec = spec_of(5, weights="samples", closing_rounds=80)
     world = tiny_world(5, spec=spec, factory=tiny_of_many_rows, link=LinkModel(latency_s=(0.01, 0.01)))

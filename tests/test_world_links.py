@@ -32,6 +32,7 @@ def test_naive_push_sum_loses_nearly_all_its_mass_to_a_third_of_loss() -> None:
     assert w.sum() < 0.01
 
 
+@pytest.mark.slow
 def test_a_fair_weight_raises_no_alarm_however_many_neighbours_it_is_shared_among() -> None:
     spec = agreement(24, rounds=4, gossip={"topology": {"kind": "complete"}})
     world = tiny_world(24, spec=spec)

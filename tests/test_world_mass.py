@@ -157,6 +157,7 @@ _CASES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**_CASES)
 def test_mass_is_exact_after_every_event_and_runs_end(

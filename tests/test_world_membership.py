@@ -71,6 +71,7 @@ def standings(world: World, of: PeerId) -> list[str]:
     return [world.peer(i).state.consortium.standing(of, world.now) for i in range(5)]
 
 
+@pytest.mark.slow
 def test_a_quorum_renews_a_certificate_and_the_member_never_leaves() -> None:
     world = world_of(lasts_s=20.0)
     world.run(until_s=5.5)
@@ -89,6 +90,7 @@ def test_a_quorum_renews_a_certificate_and_the_member_never_leaves() -> None:
     assert world.mass().expected == 6
 
 
+@pytest.mark.slow
 def test_without_a_renewal_membership_ends_by_each_nodes_own_clock_and_the_books_are_closed() -> None:
     world = world_of(lasts_s=12.0)
     world.run(until_s=20.0)

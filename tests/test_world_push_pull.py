@@ -43,6 +43,7 @@ def agreed(world: World) -> None:
     assert np.ptp(models(world), axis=0).max() < 0.01
 
 
+@pytest.mark.slow
 def test_it_ends_on_the_optimum_where_push_sum_ends_beside_it() -> None:
     world = world_of(rounds=120)
     assert world.run(until_s=_END_S)
@@ -54,6 +55,7 @@ def test_it_ends_on_the_optimum_where_push_sum_ends_beside_it() -> None:
     assert np.abs(models(beside) - 2.0).max() > 0.03
 
 
+@pytest.mark.slow
 def test_on_a_hub_graph_no_alarm_is_raised_and_nothing_is_lost() -> None:
     hub = {"kind": "explicit", "edges": [list(edge) for edge in hub_edges(12)], "directed": True}
     world = world_of(12, hub, rounds=200)
@@ -68,6 +70,7 @@ def test_on_a_hub_graph_no_alarm_is_raised_and_nothing_is_lost() -> None:
     assert "push-pull" in alarms[0].fields["hint"]
 
 
+@pytest.mark.slow
 def test_loss_and_crashes_move_no_optimum() -> None:
     link = LinkModel(latency_s=(0.0, 2.0), loss=0.2, duplication=0.1, reorder=0.2)
     world = world_of(rounds=150, link=link)
@@ -81,6 +84,7 @@ def test_loss_and_crashes_move_no_optimum() -> None:
     assert discord(world) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_lost_disk_begins_a_new_term_that_ends_on_the_optimum() -> None:
     world = world_of(rounds=200)
     world.run(until_s=20.5)
@@ -94,6 +98,7 @@ def test_a_lost_disk_begins_a_new_term_that_ends_on_the_optimum() -> None:
     np.testing.assert_allclose(models(world), 2.0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_restored_backup_gives_up_its_tracker() -> None:
     world = world_of(rounds=200)
     world.run(until_s=20.5)
@@ -107,6 +112,7 @@ def test_a_restored_backup_gives_up_its_tracker() -> None:
     np.testing.assert_allclose(models(world), 2.0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_late_joiner_takes_the_model_of_the_others_and_moves_the_optimum() -> None:
     spec = agreement(4, rounds=150, gossip={"topology": {"kind": "complete"}, **_PUSH_PULL})
     world = tiny_world(5, spec=spec, starts_at_s=[0, 0, 0, 0, 50.5])
@@ -120,6 +126,7 @@ def test_a_late_joiner_takes_the_model_of_the_others_and_moves_the_optimum() -> 
     np.testing.assert_allclose(models(world), 2.0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_who_leaves_takes_its_gradient_along() -> None:
     world = world_of(topology={"kind": "complete"}, rounds=150)
     world.run(until_s=40.5)
@@ -145,6 +152,7 @@ def test_an_auditor_notices_a_tracker_that_vanished() -> None:
     assert apart > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tracker", "weights", "reason"),
     [

@@ -91,6 +91,7 @@ def accuracy(world: World, honest: int = HONEST) -> float:
     return float(np.mean([final["metrics"]["accuracy"] for final in finals]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "gossip"),
     [
@@ -139,6 +140,7 @@ def test_without_attackers_nobody_is_doubted_for_long_in_eighty_rounds(
         assert changes(world, honest=8) == []
 
 
+@pytest.mark.slow
 def test_a_robust_rule_does_not_see_whom_reputation_leaves_out() -> None:
     world = digits("sign-flip", STATE, trust={"aggregator": {"kind": "trimmed-mean", "f": 1}})
     finish(world)
@@ -167,6 +169,7 @@ def test_a_far_site_that_push_pull_hears_is_left_out() -> None:
     assert 0 < world.peer(0).model()[0] < 20
 
 
+@pytest.mark.slow
 def test_a_peer_in_quarantine_gets_no_shares_and_its_own_come_back_to_it() -> None:
     world = digits("gaussian", SHARE)
     finish(world)
@@ -231,6 +234,7 @@ def test_without_an_agreed_reputation_nothing_is_validated() -> None:
 # --- what survives, and what others say ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_record_survives_a_crash() -> None:
     world = digits("sign-flip", STATE, rounds=8)
     liars = world.names[HONEST:]
@@ -292,6 +296,7 @@ def test_forgetting_a_peer_makes_it_a_newcomer() -> None:
     assert levels(world, 0, [liar]) == {Level.NORMAL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gossip", [STATE, SHARE])
 def test_newcomers_of_one_inviter_are_mixed_one_a_round_until_they_have_a_record(
     gossip: dict[str, Any], monkeypatch: pytest.MonkeyPatch

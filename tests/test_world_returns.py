@@ -13,6 +13,7 @@ FITS_S = [0.05, 0.053, 0.047, 0.051]
 PATIENCE_S = 10.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exponential", "complete"])
 @pytest.mark.parametrize("effects", [0, 1, 2, 5])
 def test_a_peer_that_stops_between_any_two_effects_and_returns_stalls_nobody(kind: str, effects: int) -> None:

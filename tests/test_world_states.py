@@ -39,6 +39,7 @@ def test_a_node_whose_disk_is_lost_ends_beside_the_others(spec: RunSpec) -> None
     assert world.machines[3].finished == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["trimmed-mean", "monna", "nnm+trimmed-mean", "gts"])
 def test_a_rule_in_the_peer_keeps_out_one_site_that_aims_far_away(rule: str) -> None:
     # Site i of the tiny learners aims at i; machine 6 here aims at a thousand.

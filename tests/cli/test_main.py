@@ -172,6 +172,7 @@ def test_the_home_comes_from_the_flag_before_the_environment(tmp_path: Path) -> 
     assert str(tmp_path / "flag" / "b") in by_flag.stderr
 
 
+@pytest.mark.slow
 def test_the_other_project_of_this_name_is_refused_with_the_cure(tmp_path: Path) -> None:
     foreign = tmp_path / "site" / "p2pfl-0.4.3.dist-info"
     foreign.mkdir(parents=True)

@@ -72,6 +72,7 @@ def test_without_a_node_a_new_run_has_no_founder_and_says_so(tmp_path: Path) -> 
     assert load(tmp_path / "r" / "run.toml").trust.founders == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "sklearn", "numpy"])
 def test_every_starter_trains_before_it_is_edited(tmp_path: Path, framework: str) -> None:
     assert p2pfl(tmp_path / "none", "run", "new", "--from", framework, str(tmp_path / "r")).exit_code == 0

@@ -19,6 +19,7 @@ def _p2pfl(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
+@pytest.mark.slow
 def test_simulate_prints_one_object_and_a_verdict_on_each_expectation(tmp_path: Path) -> None:
     done = _p2pfl("simulate", "digits", "--json", "-o", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -30,6 +31,7 @@ def test_simulate_prints_one_object_and_a_verdict_on_each_expectation(tmp_path: 
     assert json.loads(Path(verdict["report"]).read_text())["seed"] == 0
 
 
+@pytest.mark.slow
 def test_an_expectation_that_is_not_met_is_exit_code_6() -> None:
     done = _p2pfl(
         "simulate", "digits", "--rounds", "1", "--seeds", "0-1", "--set", "simulation.baselines=false"
@@ -46,6 +48,7 @@ def test_shipped_grids_meet_their_expectations(name: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_a_scenario_that_does_not_exist_is_exit_code_2() -> None:
     done = _p2pfl("simulate", "nothing")
     assert done.returncode == 2
@@ -74,6 +77,7 @@ expect = ["metric.mean >= 2 when lr is 0.2", "paired metric.mean[lr=0.2] >= metr
 """
 
 
+@pytest.mark.slow
 def test_a_grid_prints_its_matrix_and_with_json_a_line_a_trial(tmp_path: Path) -> None:
     scenario = tmp_path / "study.toml"
     scenario.write_text(_GRID)

@@ -260,6 +260,7 @@ def lines_until(process: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError("".join(seen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -296,6 +297,7 @@ def test_a_real_node_stops_at_a_signal_and_goes_on_from_there(
     assert last["round"] <= first <= last["round"] + 1
 
 
+@pytest.mark.slow
 def test_a_real_daemon_is_ready_when_the_command_returns(home: Path) -> None:
     agreement_of(home).write_text(agreement_of(home).read_text().replace("rounds = 50", "rounds = 100000"))
     words = [*PROGRAM, "--home", str(home), "--json"]
@@ -323,6 +325,7 @@ def test_a_real_daemon_is_ready_when_the_command_returns(home: Path) -> None:
     assert '"reason": "stopped"' in Path(banner["log"]).read_text()
 
 
+@pytest.mark.slow
 def test_a_daemon_that_cannot_start_says_why_in_front(home: Path) -> None:
     (agreement_of(home).parent / "learner.py").write_text("raise RuntimeError('no such disk')\n")
     words = ["--home", str(home), "node", "start", "--run", str(agreement_of(home)), "--detach"]

@@ -38,6 +38,7 @@ def test_metropolis_hastings_on_a_path_of_three_is_as_written_by_hand() -> None:
     assert is_doubly_stochastic(W)
 
 
+@pytest.mark.slow
 @given(edge_lists())
 def test_each_rule_gives_the_stochasticity_it_is_named_for(
     edges: tuple[int, mixing.Indices, mixing.Indices],

@@ -154,6 +154,7 @@ def test_the_trackers_hold_the_sum_of_gradients_when_shares_come_late(n: int, se
     assert push_sum.mass(held) == pytest.approx(n, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_late_shares_cost_time_and_lost_trackers_the_optimum() -> None:
     curvature, targets, optimum = quadratic(5)
     p = plan(DIRECTED, 0, 5, 0)

@@ -133,6 +133,7 @@ def test_int8_is_off_by_at_most_half_a_scale(seed: int, size: float) -> None:
     assert not hidden_of(packet)[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @given(data=st.data())
 def test_any_bytes_give_a_packet_or_a_remote_error(name: str, data: st.DataObject) -> None:

@@ -135,6 +135,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 @given(events=EVENTS)
 def test_any_calls_in_any_order_are_survived(kind: str, events: list[tuple[Any, ...]]) -> None:

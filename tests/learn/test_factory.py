@@ -49,6 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "learner"), [("logistic", NumpyLearner), ("mlp", NumpyLearner), ("cnn", TorchLearner)]
 )
@@ -144,6 +145,7 @@ def test_the_factory_runs_under_the_runs_seed_and_leaves_the_generators_as_they_
     assert draws() == expected
 
 
+@pytest.mark.slow
 def test_a_factory_that_imports_torch_itself_is_seeded_too(tmp_path: Path) -> None:
     script = """
 import sys

@@ -30,6 +30,7 @@ def test_tensors_lie_end_to_end_in_the_order_given() -> None:
     assert flatten(_tensors(), schema)[12] == 0.5
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=8),

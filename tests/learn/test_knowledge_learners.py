@@ -66,6 +66,7 @@ def test_what_a_learner_can_do_shows_in_its_protocols(kind: str, digits: Any) ->
     assert able == [True, True, *[not isinstance(learner, SklearnLearner)] * 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_that_never_saw_a_label_learns_from_beliefs(kind: str, digits: Any, teacher: Any) -> None:
     student = _make(kind, digits)
@@ -92,6 +93,7 @@ def test_a_lesson_repeats_with_the_rng_and_not_without(kind: str, digits: Any, t
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_weight_the_teacher_is_not_heard_and_the_labels_are(
     kind: str, digits: Any, teacher: Any
@@ -137,6 +139,7 @@ def test_the_last_layer_of_the_embedding_is_the_answer(kind: str, digits: Any) -
     np.testing.assert_allclose(f @ W.T + b, learner.answer(parameters, digits.x_test), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_prototypes_draw_the_embedding_of_known_classes_near(kind: str, digits: Any) -> None:
     known = np.arange(10) < 5

@@ -284,6 +284,7 @@ def digits() -> Any:
     return load("sklearn:digits")
 
 
+@pytest.mark.slow
 def test_a_small_cnn_learns_the_digits_and_all_sites_start_equal(digits: Dataset) -> None:
     options: dict[str, Any] = {"optimizer": OptimizerOptions(lr=0.05), "local_steps": 150, "seed": 3}
     learner = module_learner(digits, **options)

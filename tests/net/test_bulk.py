@@ -189,6 +189,7 @@ async def test_a_sender_that_stalls_is_cut() -> None:
             await two.pull(ONE, addresses(one), token(out), buffer.reception)
 
 
+@pytest.mark.slow
 async def test_a_receiver_that_stalls_is_cut() -> None:
     limits = Limits(stall_s=0.3)
     async with planes(limits) as (one, two):
@@ -227,6 +228,7 @@ async def _push_and_fail(one: BulkPlane, two: BulkPlane, out: Outgoing, token: b
         await one.push(addresses(two), out, 0, token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "garbage",
     [b"", b"\x00", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x40\x00" + bytes(2000), os.urandom(9000)],

@@ -205,6 +205,7 @@ async def test_a_restarted_peer_replaces_its_half_dead_connection() -> None:
             assert (await expect(again, Frame)).data == b"welcome back"
 
 
+@pytest.mark.slow
 async def test_a_silent_peer_is_closed() -> None:
     community = Community()
     impatient = community.transport(1, limits=Limits(keepalive_s=0.05, silence_s=0.3))
@@ -255,6 +256,7 @@ async def test_incoming_ends_with_the_transport() -> None:
     assert one.peers() == frozenset()
 
 
+@pytest.mark.slow
 async def test_a_node_that_takes_nothing_holds_its_peers_back_and_loses_no_frame() -> None:
     async with pair(limits=Limits(incoming_events=2, backlog_frames=2)) as (left, right):
         sent = 0

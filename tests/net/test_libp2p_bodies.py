@@ -105,6 +105,7 @@ async def test_a_stream_is_cut_and_resumed_too(monkeypatch: pytest.MonkeyPatch) 
         assert offsets == [0, 1_000_001]
 
 
+@pytest.mark.slow
 async def test_a_sender_that_never_writes_costs_no_more_than_the_deadline() -> None:
     async with pair() as (left, right):
         offer = await offered(left, right, os.urandom(SIZE))
@@ -176,6 +177,7 @@ async def test_bodies_cross_in_both_directions_at_once() -> None:
         assert [results[number] for number in range(6)] == bodies * 2
 
 
+@pytest.mark.slow
 async def test_an_upload_limit_holds() -> None:
     async with pair(limits=Limits(upload_mbit_s=80)) as (left, right):
         offer = await offered(left, right, os.urandom(5_000_000))

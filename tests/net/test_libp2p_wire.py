@@ -57,6 +57,7 @@ def test_an_offer_and_a_push_read_back(transfer: int, number: int, secret: bytes
     assert wire.unpack_gone(payload_of(packet, wire.Tag.GONE)) == (transfer, wire.Gone.UNREACHABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unpack",
     [

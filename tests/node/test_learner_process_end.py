@@ -41,6 +41,7 @@ async def test_a_fit_that_watches_should_stop_gives_its_partial_work(
     np.testing.assert_array_equal(np.asarray(trained.parameters), np.zeros(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -148,6 +149,7 @@ def _open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_open_when_it_ends(site: Site) -> None:
     await site.start()
     await site.process.aclose()
@@ -178,6 +180,7 @@ trio.run(main)
 """
 
 
+@pytest.mark.slow
 async def test_a_learner_dies_with_its_daemon_which_never_imports_torch(site: Site) -> None:
     site.do("build", "import torch")
     site.do("fit", "print('here')\nwhile True: pass")

@@ -19,6 +19,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         yield site
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "fault"),
     [
@@ -54,6 +55,7 @@ async def test_wrong_user_code_is_a_fault_and_the_process_goes_on(site: Site, co
         assert (await site.process.train(train())).fault == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "fault"),
     [
@@ -91,6 +93,7 @@ async def test_a_pipe_that_user_code_writes_nonsense_to_is_a_fault(site: Site) -
     assert "broke its protocol" in (await site.process.train(train())).fault
 
 
+@pytest.mark.slow
 async def test_a_learner_that_cannot_be_built_says_why(site: Site) -> None:
     with pytest.raises(LearnerError, match=r"did not start.*no module 'absent'"):
         await site.process.start(spec("absent:learner"))
@@ -107,6 +110,7 @@ async def test_a_learner_that_cannot_be_built_says_why(site: Site) -> None:
     assert (await site.start()).samples == 12
 
 
+@pytest.mark.slow
 async def test_a_learner_that_cannot_come_back_is_a_fault_in_every_round(
     site: Site, mock_clock: MockClock
 ) -> None:

@@ -31,6 +31,7 @@ def models(sites: Sites, n: int) -> list[np.ndarray]:
     return [sites.nodes[i].peer.model() for i in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaging", ["push-sum", "push-pull", "d-psgd"])
 async def test_four_nodes_end_with_one_model_and_all_of_the_mass(
     tmp_path: Path, autojump_clock: object, averaging: str
@@ -48,6 +49,7 @@ async def test_four_nodes_end_with_one_model_and_all_of_the_mass(
         assert sites.mass().expected == 4
 
 
+@pytest.mark.slow
 async def test_a_stopped_network_goes_on_at_the_same_round(tmp_path: Path, autojump_clock: object) -> None:
     spec = agreement(keys(3))
     whole = Sites(tmp_path / "whole", spec, keys(3))
@@ -83,6 +85,7 @@ async def test_a_node_stops_by_itself_after_the_round_it_was_told(
     assert [row["round"] for row in sites.rounds(0)] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at_s", [1.3, 2.0, 2.5, 3.03])
 async def test_a_killed_node_resumes_where_its_disk_says(
     tmp_path: Path, autojump_clock: object, kill_at_s: float
@@ -108,6 +111,7 @@ async def test_a_killed_node_resumes_where_its_disk_says(
         np.testing.assert_allclose(other, sites.nodes[0].peer.model(), atol=1e-4)
 
 
+@pytest.mark.slow
 async def test_a_node_that_lost_its_disk_begins_anew_and_its_mass_is_written_off(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -131,6 +135,7 @@ async def test_a_node_that_lost_its_disk_begins_anew_and_its_mass_is_written_off
         np.testing.assert_allclose(other, sites.nodes[0].peer.model(), atol=1e-2)
 
 
+@pytest.mark.slow
 async def test_an_invited_node_that_knows_one_member_comes_to_know_all(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -199,6 +204,7 @@ def standing(sites: Sites, here: int, of: int) -> str:
     return membership.standing(state.consortium.membership, sites.name(of), state.now)
 
 
+@pytest.mark.slow
 async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -226,6 +232,7 @@ async def test_a_revoked_member_is_cut_everywhere_and_not_read_again(
     assert held == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 async def test_founders_amend_a_run_one_after_the_other_and_a_restart_keeps_the_terms(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -328,6 +335,7 @@ async def test_a_ping_takes_the_way_there_and_back(tmp_path: Path, autojump_cloc
     assert {outcome.reason for outcome in sites.outcomes.values()} == {"done"}
 
 
+@pytest.mark.slow
 async def test_a_learner_that_hangs_pauses_its_node_and_delays_the_others_by_no_more_than_the_deadline(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -349,6 +357,7 @@ async def test_a_learner_that_hangs_pauses_its_node_and_delays_the_others_by_no_
     assert sites.mass().error < 1e-12
 
 
+@pytest.mark.slow
 async def test_a_member_under_a_new_key_shows_both_in_a_lobby_and_goes_on_with_its_site_s_memory(
     tmp_path: Path, autojump_clock: object
 ) -> None:

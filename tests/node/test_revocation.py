@@ -65,6 +65,7 @@ class Tape:
         return len(self.frames)
 
 
+@pytest.mark.slow
 async def test_within_one_round_of_the_last_vote_nobody_reads_a_byte_of_a_revoked_member(
     tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -102,6 +103,7 @@ async def test_within_one_round_of_the_last_vote_nobody_reads_a_byte_of_a_revoke
     assert sum(view.w for view in views) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_what_was_sent_before_is_not_read_again_nor_after_a_restart(
     tmp_path: Path, autojump_clock: object, is_restarted: bool

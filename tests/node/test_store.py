@@ -221,6 +221,7 @@ def commit_and_die(home: Path, new: Snapshot, k: int, after: bool) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_at_any_system_call_leaves_the_old_or_the_new_state(tmp_path: Path, after: bool) -> None:
     body = np.arange(100, dtype=np.uint8)
@@ -302,6 +303,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_whole_state_that_is_not_older_than_it_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     said = 0

@@ -129,6 +129,7 @@ def test_an_attacker_forges_from_what_the_honest_send_in_the_same_round(
                 np.testing.assert_allclose(vector, -honest.mean(axis=0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crypto", [False, True])
 @pytest.mark.parametrize("gossip", [STATE, SHARE])
 @pytest.mark.parametrize("kind", ["alie", "mimic", "dissensus", "spectral", "free-ride", "silent"])
@@ -163,6 +164,7 @@ def test_a_sleeper_is_as_honest_as_anyone_until_it_turns() -> None:
         assert np.array_equal(one, other) == is_equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "gossip", "fault"),
     [
@@ -188,6 +190,7 @@ def test_what_is_no_model_is_refused_and_leaves_no_trace(
         np.testing.assert_array_equal(models[0], models[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e6, float("nan")])
 def test_a_weight_that_cannot_be_is_refused(weight: float) -> None:
     attack = {"kind": "weight-lie", "byzantine": 1, "weight": weight}
@@ -294,6 +297,7 @@ def test_who_never_finishes_is_not_waited_for() -> None:
     assert finished(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DATA_KINDS])
 def test_every_attack_runs_to_the_end_on_lossy_links_with_attackers_everywhere(kind: str) -> None:
     gossip = {**SHARE, "topology": {"kind": "ring"}}
@@ -327,6 +331,7 @@ def recipe(**attack: Any) -> scenarios.Scenario:
     return scenarios.decode(table, "test", "test")
 
 
+@pytest.mark.slow
 def test_a_verdict_judges_the_honest_and_names_the_attack() -> None:
     clean = run_trial(recipe(kind="none", byzantine=2))
     ruined = run_trial(recipe(kind="sign-flip", byzantine=2))
@@ -339,6 +344,7 @@ def test_a_verdict_judges_the_honest_and_names_the_attack() -> None:
     assert run_trial(recipe(kind="sign-flip", byzantine=2))["metric"] == ruined["metric"]
 
 
+@pytest.mark.slow
 def test_a_backdoor_opens_for_its_trigger_and_is_not_seen_without() -> None:
     shut = run_trial(recipe(kind="backdoor", byzantine=0, target=3))
     built = run_trial(recipe(kind="backdoor", byzantine=2, target=3, fraction=0.2))
@@ -351,6 +357,7 @@ def test_a_backdoor_opens_for_its_trigger_and_is_not_seen_without() -> None:
     assert "backdoor" not in run_trial(recipe(kind="label-flip", byzantine=1))
 
 
+@pytest.mark.slow
 def test_flipped_labels_cost_something_where_most_flip_them() -> None:
     few = run_trial(recipe(kind="label-flip", byzantine=1))
     most = run_trial(recipe(kind="label-flip", byzantine=4))

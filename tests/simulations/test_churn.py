@@ -21,6 +21,7 @@ def test_nonsense_is_refused() -> None:
         msgspec.convert({"down_s": [3.0, 1.0]}, ChurnOptions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_survives_its_churn_with_its_books_in_order(seed: int) -> None:
     world = tiny_world(5, spec=agreement(5, rounds=20, seed=seed))

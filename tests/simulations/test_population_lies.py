@@ -53,12 +53,14 @@ def _both(scenario: Scenario) -> tuple[Any, Any]:
     return np.stack([world.peer(i).model() for i in range(honest)]), population.models()[:honest]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _SEEN)
 def test_a_robust_rule_meets_the_same_lies_in_both_engines(kind: str) -> None:
     world, population = _both(_scenario(kind, "trust.aggregator={kind='coordinate-median', f=2}"))
     np.testing.assert_allclose(population, world, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sign-flip", "alie", "gaussian", "dissensus", "free-ride", "silent", "nan"])
 def test_states_that_are_averaged_meet_the_same_lies_in_both_engines(kind: str) -> None:
     settings = ["gossip.averaging.kind='d-psgd'"]
@@ -68,6 +70,7 @@ def test_states_that_are_averaged_meet_the_same_lies_in_both_engines(kind: str) 
     np.testing.assert_allclose(population, world, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sign-flip", "min-max", "gaussian", "free-ride"])
 def test_shares_that_are_added_meet_the_same_lies_in_both_engines(kind: str) -> None:
     world, population = _both(_scenario(kind))

@@ -69,6 +69,7 @@ def check(n: int, spec: RunSpec, sites: Workload) -> None:
     assert audit is None or audit["sum"] == pytest.approx(world.mass().sum, rel=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("averaging", "topology"),
     [
@@ -81,6 +82,7 @@ def test_both_engines_commit_the_same_bits(averaging: str, topology: str) -> Non
     check(4, agreement(4, gossip=gossip), workload(4))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     n=st.integers(2, 9),
@@ -107,6 +109,7 @@ def test_both_engines_agree_on_whatever_run(
     check(n, agreement(n, run=run, gossip=gossip), workload(n))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     n=st.integers(4, 9),
@@ -121,6 +124,7 @@ def test_both_engines_agree_on_whatever_rule(n: int, topology: str, rule: str, f
     check(n, agreement(n, run={"seed": seed}, gossip=gossip, trust=trust), workload(n))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     n=st.integers(2, 5),

@@ -77,6 +77,7 @@ def test_every_cell_runs_under_every_seed_and_says_so(tmp_path: Path) -> None:
     assert len({json.dumps(v["metric"]) + v["run_id"] for v in verdicts}) == 4
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_number_of_jobs(tmp_path: Path) -> None:
     todo = sweep.trials(_scenario(tmp_path), (0, 1))
     told: list[str] = []
@@ -141,6 +142,7 @@ def test_a_module_of_the_users_own_is_never_found_again(
     assert was_found == [False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_trial_that_fails_names_its_cell_and_seed(tmp_path: Path, jobs: int) -> None:
     stuck = _scenario(tmp_path, settings=["simulation.network.loss=1.0", "simulation.until_s=50.0"])

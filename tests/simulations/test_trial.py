@@ -20,6 +20,7 @@ def _unmet(scenario: Scenario, seeds: str) -> list[str]:
     return [o.text for e in scenario.expectations if not (o := expect.judge(e, verdicts)).is_met]
 
 
+@pytest.mark.slow
 def test_four_sites_learn_the_digits_as_one_without_a_server() -> None:
     scenario = load("digits")
     workload = cut(scenario.spec, 4, scenario.simulation.partition)
@@ -36,6 +37,7 @@ def test_four_sites_learn_the_digits_as_one_without_a_server() -> None:
     assert verdict["mass"]["sum"] == pytest.approx(4, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_verdict_and_another_seed_another() -> None:
     short = load("crash", rounds=4, settings=["simulation.baselines=false"])
     timing = {"wall_s", "peak_rss_mb", "events_per_s", "peer_rounds_per_s"}
@@ -52,6 +54,7 @@ def test_a_run_that_cannot_end_says_who_is_stuck() -> None:
         run_trial(stuck)
 
 
+@pytest.mark.slow
 def test_a_network_cut_in_two_heals() -> None:
     cut_ = "simulation.network.partitions=[{start_s=3.5, end_s=9.5, groups=[[0,1],[2,3]]}]"
     scenario = load("digits", rounds=15, settings=[cut_, "run.quorum=0.0"])

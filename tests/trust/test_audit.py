@@ -305,6 +305,7 @@ def test_an_honest_crash_or_restored_backup_never_yields_a_proof(script: list[tu
                 judged(one, two)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(actions)
 def test_a_neighbour_that_hears_everything_follows_a_chain_without_restores(

@@ -56,6 +56,7 @@ def test_at_order_two_the_sampled_mechanism_has_its_closed_form() -> None:
         assert found == pytest.approx(math.log1p(q**2 * math.expm1(1 / sigma**2)), rel=1e-9)
 
 
+@pytest.mark.slow
 @given(sigma=st.floats(0.3, 20), q=st.floats(1e-4, 1.0))
 @settings(max_examples=60, deadline=None)
 def test_divergences_are_finite_rise_with_the_order_and_never_beat_the_whole_data_set(

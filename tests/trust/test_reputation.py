@@ -229,6 +229,7 @@ def test_reputation_never_raises_a_level_and_leaves_a_pinned_one(own: Level, mos
 # --- what others say --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 15))
 def test_slander_by_any_number_leaves_an_honest_peer_at_its_level(reporters: int, rounds: int) -> None:

@@ -113,6 +113,7 @@ def test_no_finite_row_gives_the_anchor_and_without_one_nothing_finite() -> None
     np.testing.assert_array_equal(aggregate("gts", [], f=0.2, anchor=own), own)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(3, 12), st.integers(1, 40), st.sampled_from(NAMES))
 @settings(max_examples=300, deadline=None)
 def test_the_order_of_the_rows_does_not_matter(seed: int, n: int, d: int, rule: str) -> None:
