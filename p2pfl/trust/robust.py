@@ -149,7 +149,7 @@ def _weigh(
         result = solve(task) or solve(replace(task, wide=True))
         assert result is not None
     vector, shares = result
-    bad = tuple(int(j) for j in np.setdiff1d(np.arange(n), good))
+    bad = tuple(np.delete(np.arange(n), good).tolist())
     all_shares, distances = np.zeros(n), np.full(n, np.inf)
     if explain:
         all_shares[good] = shares
