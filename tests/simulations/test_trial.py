@@ -104,3 +104,18 @@ def test_rules_keep_what_their_scenarios_promise_under_two_attacks(name: str) ->
     verdicts = sweep.run(trials)
     outcomes = [expect.judge(expectation, verdicts) for expectation in scenario.expectations]
     assert [o.text for o in outcomes if not o.is_met] == []
+
+
+@pytest.mark.slow
+def test_lies_about_weights_buy_nothing_on_one_graph_and_seed() -> None:
+    # The whole grid, 70 trials of whole peers, takes nine minutes: `p2pfl simulate weight-lies`.
+    scenario = load("weight-lies")
+    trials = [
+        t
+        for t in sweep.trials(scenario, (0,))
+        if t.cases["lie"] in ("none", "million", "nan") and "complete" in t.cases["topology"]
+    ]
+    assert len(trials) == 3
+    verdicts = sweep.run(trials)
+    outcomes = [expect.judge(expectation, verdicts) for expectation in scenario.expectations]
+    assert [o.text for o in outcomes if not o.is_met] == []
