@@ -104,7 +104,13 @@ def _signed(path: Path) -> list[Signed]:
     from p2pfl.trust.audit import decode_witness
 
     with disk_errors(path):
-        return decode_witness(path.read_bytes())
+        data = path.read_bytes()
+    try:
+        return decode_witness(data)
+    except RemoteError as error:
+        raise RemoteError(
+            f"{path} is no file of `p2pfl trust audit witness` or `proofs`: {error}; ask its sender again"
+        ) from error
 
 
 def _held(path: Path, me: PeerId, run: RunId) -> dict[bytes, tuple[str, int]]:

@@ -228,6 +228,15 @@ def test_a_proof_with_one_bit_changed_proves_nothing(tmp_path: Path) -> None:
         assert p2pfl(tmp_path, "check", str(proof)).exit_code == Exit.FAILED
 
 
+def test_a_file_that_is_no_witness_is_named_with_what_to_do(tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("not a witness")
+    result = p2pfl(tmp_path, "check", str(other))
+    assert result.exit_code == Exit.FAILED
+    assert str(other) in result.stderr.replace("\n", "")
+    assert "ask its sender again" in result.stderr.replace("\n", " ")
+
+
 def test_proofs_are_listed_and_written(homes: list[Path], tmp_path: Path) -> None:
     assert p2pfl(homes[1], "proofs").stdout == "no proofs\n"
     frames = [audit.decode_witness(path.read_bytes())[0] for path in two_stories(tmp_path)]

@@ -187,7 +187,7 @@ class Quiet:
         return np.zeros(3, np.float32)
 
     def fit(self, parameters: Any, rng: np.random.Generator) -> Update:
-        raise NotImplementedError
+        raise AssertionError("a learner that is refused is never fitted")
 
     def evaluate(self, parameters: Any) -> dict[str, float]:
         return {}

@@ -155,7 +155,7 @@ async def test_what_a_fit_releases_comes_with_the_learner(
         "class Noisy:\n"
         "    def __init__(self, site): self.sigma = site.dp_sgd.noise_multiplier\n"
         "    def parameters(self): return np.zeros(2, np.float32)\n"
-        "    def fit(self, parameters, rng): raise NotImplementedError\n"
+        "    def fit(self, parameters, rng): raise AssertionError('not asked for a fit')\n"
         "    def evaluate(self, parameters): return {}\n"
         "    def release(self): return Release(sigma=self.sigma, q=0.5, steps=2)\n"
     )
