@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from p2pfl.ids import PeerId, RunId
 from p2pfl.release import Release
+from p2pfl.work import Expected, Work, Worked
 
 __all__ = [
     "Vector", "Metrics", "Kind", "Header", "Hello", "Ack", "Statement", "Notice", "Roster", "Body",
@@ -43,6 +44,11 @@ class Kind(IntEnum):
     ACK = 5
     NOTICE = 6
     ROSTER = 7
+    FEATURES = 8
+    SOFT_LABELS = 9
+    PROBE = 10
+    PROTOTYPES = 11
+    HUB_MODEL = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +149,8 @@ class Roster:
     amendments: tuple[bytes, ...] = ()
 
 
-# SHARE and STATE carry raw little-endian bytes: the float64 statistics, then the float32 parameters.
+# SHARE and STATE carry raw little-endian bytes: the float64 statistics, then the float32 parameters.  The
+# kinds from FEATURES on carry packets of knowledge/bodies.py.
 Body: TypeAlias = Hello | Ack | Statement | Notice | Roster | NDArray[np.uint8]
 
 
@@ -185,6 +192,7 @@ class Started:
     `parameters` is the model the learner was built with, and `statistics` the site's own sums for a
     standardisation across sites (empty when the agreement asks for none).   `account` names the site's rows
     and says what any run released about them; `release` is of a fit whose learner adds the noise itself.
+    `expected` says what knowledge the learner can give, None when the agreement exchanges none.
     """
 
     snapshot: Snapshot | None
@@ -194,6 +202,7 @@ class Started:
     statistics: NDArray[np.float64]
     account: bytes = b""
     release: Release | None = None
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +280,7 @@ class Commanded:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-_Answer: TypeAlias = Started | Trained | Evaluated | Validated
+_Answer: TypeAlias = Started | Trained | Worked | Evaluated | Validated
 Event: TypeAlias = _Answer | Offered | Received | Faulted | Connected | Disconnected | Commanded
 
 
@@ -392,5 +401,5 @@ class Finish:
     reason: str
 
 
-_Task: TypeAlias = Train | Evaluate | Validate | Commit | Note | Finish
+_Task: TypeAlias = Train | Work | Evaluate | Validate | Commit | Note | Finish
 Effect: TypeAlias = _Task | Send | Fetch | Refuse | Dial | HangUp | Penalise

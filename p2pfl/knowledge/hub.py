@@ -25,27 +25,10 @@ from p2pfl.ids import PeerId, RunId
 from p2pfl.knowledge import bodies
 from p2pfl.knowledge.beliefs import LOGIT_FLOOR, log_softmax
 from p2pfl.knowledge.bodies import Body
-from p2pfl.knowledge.cache import Cache, Group, fresh, newest, put, without
-from p2pfl.knowledge.exchange import (
-    Expected,
-    Extract,
-    Extracted,
-    Fit,
-    Fitted,
-    Floats,
-    Heading,
-    Job,
-    Judge,
-    Judged,
-    Learn,
-    Learned,
-    Offer,
-    Phase,
-    Reason,
-    Result,
-    Teacher,
-)
-from p2pfl.knowledge.guard import capped, is_better, suspects
+from p2pfl.knowledge.cache import Cache, Group, fresh, put, without
+from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
+from p2pfl.knowledge.guard import is_better, suspects
+from p2pfl.knowledge.material import answer, material, samples
 from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import (
     Coding,
@@ -58,6 +41,20 @@ from p2pfl.knowledge.packets import (
 )
 from p2pfl.knowledge.ranking import Capability, rank, tiers
 from p2pfl.knowledge.samples import rows_of
+from p2pfl.work import (
+    Expected,
+    Extract,
+    Extracted,
+    Fit,
+    Fitted,
+    Job,
+    Judge,
+    Judged,
+    Learn,
+    Learned,
+    Result,
+    Teacher,
+)
 
 __all__ = ["Upload", "HubState", "HubExchange"]
 
@@ -168,18 +165,18 @@ class HubExchange:
             if state.upload is None or not self._is_frozen(state.upload.features.version):
                 wanted.append((Extracted, Extract(most=self.options["most_samples"])))
             return tuple(job for made, job in wanted if made not in state.done)
-        material = self._material(state)
-        if not material or Learned in state.done or not self._is_hub(state):
+        found = self._material(state)
+        if not found or Learned in state.done or not self._is_hub(state):
             return ()
         if Judged not in state.done:
-            return (Judge(features=material),)
+            return (Judge(features={peer: samples(parts) for peer, parts in found.items()}),)
         suspected = suspects(state.losses) - {self.me}
-        if material.keys() <= suspected:
+        if found.keys() <= suspected:
             return ()
         return (
             Learn(
-                features={peer: parts for peer, parts in material.items() if peer not in suspected},
-                only_answer={peer: parts for peer, parts in material.items() if peer in suspected},
+                features={peer: samples(parts) for peer, parts in found.items() if peer not in suspected},
+                only_answer={peer: samples(parts) for peer, parts in found.items() if peer in suspected},
                 alpha=self.options["alpha"],
                 temperature=self.options["temperature"],
             ),
@@ -195,7 +192,9 @@ class HubExchange:
                 return replace(state, losses=result.losses)
             case Learned():
                 answers = {
-                    peer: self._answer(state, parts, result.logits[peer])
+                    peer: answer(
+                        parts, result.logits[peer], classes=self.expected.classes, round_=state.round
+                    )
                     for peer, parts in self._material(state).items()
                     if peer in result.logits
                 }
@@ -364,27 +363,7 @@ class HubExchange:
         return newest_round < state.round and not any(self._is_frozen(g.features.version) for g in held)
 
     def _material(self, state: HubState) -> dict[PeerId, tuple[Features, ...]]:
-        """What to learn from: each sender's newest samples, no more of one than may count."""
-        found: dict[PeerId, tuple[Features, ...]] = {}
-        for peer, parts in newest(state.cache).items():
-            left, kept = self.options["most_samples"], []
-            for part in parts:
-                if left > 0:
-                    kept.append(capped(part, left))
-                    left -= kept[-1].ids.size
-            found[peer] = tuple(kept)
-        return found
-
-    def _answer(self, state: HubState, parts: tuple[Features, ...], logits: Floats) -> SoftLabels:
-        ids = np.concatenate([part.ids for part in parts])
-        if logits.shape != (ids.size, self.expected.classes):
-            raise LocalError(
-                f"the hub model gave predictions of shape {logits.shape} for {ids.size} samples of"
-                f" {self.expected.classes} classes"
-            )
-        order = np.argsort(ids)
-        z = log_softmax(logits[order], LOGIT_FLOOR).astype(np.float16)
-        return SoftLabels(ids=ids[order], z=z, version=state.round)
+        return material(state.cache, self.options["most_samples"])
 
     def _group(self, sender: PeerId, round_: int, features: Features) -> Group:
         size = self._features_bytes(features.ids.size)

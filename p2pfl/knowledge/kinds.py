@@ -6,12 +6,13 @@ from typing import Any
 
 from p2pfl.errors import ConfigError
 from p2pfl.ids import PeerId, RunId
-from p2pfl.knowledge.exchange import Exchange, Expected
+from p2pfl.knowledge.exchange import Exchange
 from p2pfl.knowledge.hub import HubExchange
 from p2pfl.knowledge.options import KnowledgeOptions
 from p2pfl.knowledge.probe import ProbeExchange
 from p2pfl.knowledge.proto import ProtoExchange
 from p2pfl.knowledge.proxy import ProxyExchange
+from p2pfl.work import Expected
 
 __all__ = ["exchange_of"]
 

@@ -21,23 +21,10 @@ from p2pfl.knowledge import bodies
 from p2pfl.knowledge.beliefs import log_softmax
 from p2pfl.knowledge.bodies import Body
 from p2pfl.knowledge.consensus import Held, applied, combine, in_distribution, threshold, whole, written
-from p2pfl.knowledge.exchange import (
-    Answer,
-    Answered,
-    Distill,
-    Distilled,
-    Expected,
-    Fit,
-    Fitted,
-    Heading,
-    Job,
-    Offer,
-    Phase,
-    Reason,
-    Result,
-)
+from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
 from p2pfl.knowledge.options import ExchangeOptions, ProbeOptions
 from p2pfl.knowledge.packets import Coding, PacketKind, Probe, probe_bytes
+from p2pfl.work import Answer, Answered, Distill, Distilled, Expected, Fit, Fitted, Job, Result
 
 __all__ = ["ProbeState", "ProbeExchange"]
 

@@ -16,22 +16,10 @@ from p2pfl.ids import PeerId
 from p2pfl.knowledge import bodies
 from p2pfl.knowledge.bodies import Body
 from p2pfl.knowledge.centres import class_means, combine
-from p2pfl.knowledge.exchange import (
-    Expected,
-    Fit,
-    Fitted,
-    Heading,
-    Job,
-    Offer,
-    Phase,
-    Pull,
-    Reason,
-    Result,
-    Summarise,
-    Summarised,
-)
+from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
 from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import PacketKind, Prototypes, prototypes_bytes
+from p2pfl.work import Expected, Fit, Fitted, Job, Pull, Result, Summarise, Summarised
 
 __all__ = ["ProtoState", "ProtoExchange"]
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.ids import PeerId
 from p2pfl.knowledge.bodies import Body
-from p2pfl.knowledge.exchange import Fit, Fitted, Heading, Job, Mutual, Offer, Phase, Reason, Result
+from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
 from p2pfl.knowledge.options import ExchangeOptions
+from p2pfl.work import Fit, Fitted, Job, Mutual, Result
 
 __all__ = ["PROXY", "check_travelling", "ProxyState", "ProxyExchange"]
 

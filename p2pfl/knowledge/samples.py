@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.ids import RunId
+from p2pfl.work import Ids
 
 __all__ = ["ID_BYTES", "SECRET_BYTES", "Ids", "sample_ids", "rows_of"]
-
-Ids = NDArray[np.uint64]
 
 # 64 bits: two of a million rows share a name with a probability of 3e-8.
 ID_BYTES = 8

@@ -12,20 +12,7 @@ from p2pfl.ids import PeerId, RunId
 from p2pfl.knowledge import bodies
 from p2pfl.knowledge.beliefs import LOGIT_FLOOR, cross_entropy, log_softmax
 from p2pfl.knowledge.cache import without
-from p2pfl.knowledge.exchange import (
-    Expected,
-    Extract,
-    Extracted,
-    Fit,
-    Fitted,
-    Heading,
-    Job,
-    Judge,
-    Judged,
-    Learn,
-    Learned,
-    Result,
-)
+from p2pfl.knowledge.exchange import Heading
 from p2pfl.knowledge.hub import HubExchange
 from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import (
@@ -38,6 +25,22 @@ from p2pfl.knowledge.packets import (
 )
 from p2pfl.knowledge.ranking import Capability, rank
 from p2pfl.knowledge.samples import sample_ids
+from p2pfl.work import (
+    Expected,
+    Extract,
+    Extracted,
+    Fit,
+    Fitted,
+    Job,
+    Judge,
+    Judged,
+    Learn,
+    Learned,
+    Mix,
+    Mixed,
+    Result,
+    Samples,
+)
 
 K, D, N = 4, 6, 30
 RUN = RunId("11" * 32)
@@ -59,6 +62,8 @@ class Model:
         self.is_lying = False
         self.fit = Fit()
         self.learn: Learn | None = None
+        self.mixed: list[Mix] = []
+        self.weights = np.full(5, seed, np.float32)
 
     def __call__(self, job: Job) -> Result:
         match job:
@@ -76,20 +81,21 @@ class Model:
                     is_held_out=is_held_out,
                 )
             case Judge():
-                losses = {
-                    peer: float(np.mean([cross_entropy(self.answer(f), f.labels) for f in parts]))
-                    for peer, parts in job.features.items()
-                }
+                losses = {peer: cross_entropy(self.answer(f), f.labels) for peer, f in job.features.items()}
                 return Judged(losses=losses)
             case Learn():
                 self.learn = job
                 everyone = {**job.features, **job.only_answer}
-                logits = {p: np.vstack([self.answer(f) for f in parts]) for p, parts in everyone.items()}
-                return Learned(logits=logits)
+                logits = {peer: self.answer(f) for peer, f in everyone.items()}
+                return Learned(logits=logits, model=self.weights)
+            case Mix():
+                self.mixed.append(job)
+                return Mixed()
         raise AssertionError(job)
 
     def answer(self, features: Any) -> np.ndarray:
-        return log_softmax(5 * hidden_of(features)[:, :K])
+        hidden = features.values() if isinstance(features, Samples) else hidden_of(features)
+        return log_softmax(5 * hidden[:, :K])
 
 
 def sites(hubs: list[PeerId] = HUBS, **options: Any) -> tuple[Sites, dict[PeerId, Model]]:
@@ -282,7 +288,7 @@ def test_a_sender_never_counts_for_more_than_the_agreed_samples() -> None:
     network.round(1)
     learned = models[HUBS[0]].learn
     assert learned is not None
-    counts = {sum(part.ids.size for part in parts) for parts in learned.features.values()}
+    counts = {given.labels.size for given in learned.features.values()}
     assert counts == {12}
 
 

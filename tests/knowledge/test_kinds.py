@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.ids import PeerId, RunId
-from p2pfl.knowledge.exchange import (
+from p2pfl.knowledge.exchange import Heading
+from p2pfl.knowledge.hub import HubExchange
+from p2pfl.knowledge.kinds import exchange_of
+from p2pfl.knowledge.options import ExchangeOptions, KnowledgeOptions, ProbeOptions
+from p2pfl.knowledge.packets import PacketKind
+from p2pfl.knowledge.proxy import check_travelling
+from p2pfl.knowledge.ranking import Capability
+from p2pfl.work import (
     Answer,
     Answered,
     Distill,
@@ -20,7 +27,6 @@ from p2pfl.knowledge.exchange import (
     Extracted,
     Fit,
     Fitted,
-    Heading,
     Job,
     Judge,
     Judged,
@@ -31,12 +37,6 @@ from p2pfl.knowledge.exchange import (
     Summarise,
     Summarised,
 )
-from p2pfl.knowledge.hub import HubExchange
-from p2pfl.knowledge.kinds import exchange_of
-from p2pfl.knowledge.options import ExchangeOptions, KnowledgeOptions, ProbeOptions
-from p2pfl.knowledge.packets import PacketKind
-from p2pfl.knowledge.proxy import check_travelling
-from p2pfl.knowledge.ranking import Capability
 
 N, K, D = 6, 3, 4
 RUN = RunId("22" * 32)
@@ -75,8 +75,8 @@ def learner(job: Job) -> Result:
             return Judged(losses=dict.fromkeys(job.features, float("nan")))
         case Learn():
             everyone = {**job.features, **job.only_answer}
-            sizes = {peer: sum(part.ids.size for part in parts) for peer, parts in everyone.items()}
-            return Learned(logits={peer: rng.normal(size=(n, K)) for peer, n in sizes.items()})
+            logits = {peer: rng.normal(size=(f.labels.size, K)) for peer, f in everyone.items()}
+            return Learned(logits=logits, model=np.zeros(5, np.float32))
         case Distill():
             return Distilled()
 

@@ -10,21 +10,11 @@ from poisoners import loss_maximising
 from p2pfl.ids import PeerId
 from p2pfl.knowledge.beliefs import Beliefs, agreement, log_softmax
 from p2pfl.knowledge.consensus import Held, combine
-from p2pfl.knowledge.exchange import (
-    Answer,
-    Answered,
-    Distill,
-    Distilled,
-    Expected,
-    Fit,
-    Fitted,
-    Heading,
-    Job,
-    Result,
-)
+from p2pfl.knowledge.exchange import Heading
 from p2pfl.knowledge.options import ExchangeOptions, ProbeOptions
 from p2pfl.knowledge.packets import Coding, PacketKind, probe_bytes
 from p2pfl.knowledge.probe import ProbeExchange
+from p2pfl.work import Answer, Answered, Distill, Distilled, Expected, Fit, Fitted, Job, Result
 
 N, K = 40, 5
 A, B, C = (PeerId(name) for name in "abc")

@@ -7,10 +7,11 @@ import pytest
 from exchanging import Site, Sites
 
 from p2pfl.ids import PeerId
-from p2pfl.knowledge.exchange import Expected, Fit, Fitted, Heading, Job, Result, Summarise, Summarised
+from p2pfl.knowledge.exchange import Heading
 from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import PacketKind, prototypes_bytes
 from p2pfl.knowledge.proto import ProtoExchange
+from p2pfl.work import Expected, Fit, Fitted, Job, Result, Summarise, Summarised
 
 K, H = 4, 8
 PEERS = [PeerId(f"p{i}") for i in range(5)]

@@ -8,7 +8,8 @@ from typing import Any
 
 from p2pfl.errors import RemoteError
 from p2pfl.ids import PeerId
-from p2pfl.knowledge.exchange import Exchange, Heading, Job, Result
+from p2pfl.knowledge.exchange import Exchange, Heading
+from p2pfl.work import Job, Result
 
 __all__ = ["Site", "Sites"]
 
