@@ -22,6 +22,7 @@ from p2pfl.knowledge.packets import (
     PREFIX_BYTES,
     Coding,
     Features,
+    HubModel,
     Packet,
     PacketKind,
     Probe,
@@ -29,6 +30,7 @@ from p2pfl.knowledge.packets import (
     SoftLabels,
     fault_of,
     features_bytes,
+    hub_model_bytes,
     label_type,
     probe_bytes,
     prototypes_bytes,
@@ -42,10 +44,11 @@ __all__ = [
     "decode_soft_labels",
     "decode_probe",
     "decode_prototypes",
+    "decode_hub_model",
 ]
 
 Body: TypeAlias = bytes | bytearray | memoryview | NDArray[np.uint8]
-_AnyPacket = TypeVar("_AnyPacket", Features, SoftLabels, Probe, Prototypes)
+_AnyPacket = TypeVar("_AnyPacket", Features, SoftLabels, Probe, Prototypes, HubModel)
 
 _PREFIX = struct.Struct("<BBHIII")
 
@@ -81,6 +84,10 @@ def encode(packet: Packet) -> NDArray[np.uint8]:
             n, h = packet.means.shape
             prefix = _PREFIX.pack(PacketKind.PROTOTYPES, Coding.FLOAT32, packet.K, n, h, 0)
             return _joined(prefix, packet.classes, packet.counts, packet.means)
+        case HubModel():
+            m = packet.values.size
+            prefix = _PREFIX.pack(PacketKind.HUB_MODEL, Coding.FLOAT32, 0, m, 0, packet.version)
+            return _joined(prefix, packet.values)
 
 
 # --- reading -----------------------------------------------------------------------------------------
@@ -149,6 +156,15 @@ def decode_prototypes(body: Body, *, classes: int, width: int) -> Prototypes:
     _sized(view, prototypes_bytes(n, width=h))
     names, counts, means = _read(view, ("<u2", (n,)), ("<u4", (n,)), ("<f4", (n, h)))
     return _checked(Prototypes(classes=names, counts=counts, means=means, K=classes))
+
+
+def decode_hub_model(body: Body, *, values: int) -> HubModel:
+    """The HubModel in `body`: of exactly `values` values.  Raises RemoteError."""
+    view, (m, width, version) = _opened(body, PacketKind.HUB_MODEL, Coding.FLOAT32, classes=0, most=values)
+    _expect(m == values and width == 0, f"a hub model of {m} values, expected {values}")
+    _sized(view, hub_model_bytes(m))
+    (found,) = _read(view, ("<f4", (m,)))
+    return _checked(HubModel(values=found, version=version))
 
 
 def _opened(

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.ids import PeerId
-from p2pfl.knowledge.bodies import Body
-from p2pfl.knowledge.packets import PacketKind
+from p2pfl.knowledge.bodies import Body, encode
+from p2pfl.knowledge.packets import Packet, PacketKind
 from p2pfl.work import Job, Result
 
 __all__ = ["Phase", "Heading", "Offer", "Reason", "REASONS", "Exchange"]
@@ -59,12 +59,17 @@ class Heading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A body for each of `recipients`, in PeerId order."""
+    """A packet for each of `recipients`, in PeerId order."""
 
     recipients: tuple[PeerId, ...]
     kind: PacketKind
     round: int
-    body: NDArray[np.uint8]
+    packet: Packet
+
+    @property
+    def body(self) -> NDArray[np.uint8]:
+        """The packet's bytes, made anew each time: offers are looked at more often than sent."""
+        return encode(self.packet)
 
 
 _State = TypeVar("_State")

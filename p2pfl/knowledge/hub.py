@@ -10,33 +10,38 @@ the next is the first: `offers` then names it, in either phase, and the edge kee
 soft label is for a sample id; it is listened to only when the hub's labels fit the edge's own held-out ones
 better than its own head does, and the less the older it is.
 
+Hubs of one model and split are a tier: each tells the others its model when it has learned, and begins its
+next round with the mean of what it heard and its own.  In the last round a hub tells its edges, too, of which
+those that have a place for it keep it, so as to classify without asking anyone.
+
 Source: He et al. 2020, arXiv:2007.14513 (FedGKT), eq. 8 to 11.  There is one server, which waits for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from p2pfl.errors import LocalError
 from p2pfl.ids import PeerId, RunId
 from p2pfl.knowledge import bodies
-from p2pfl.knowledge.beliefs import LOGIT_FLOOR, log_softmax
 from p2pfl.knowledge.bodies import Body
 from p2pfl.knowledge.cache import Cache, Group, fresh, put, without
 from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
 from p2pfl.knowledge.guard import is_better, suspects
-from p2pfl.knowledge.material import answer, material, samples
+from p2pfl.knowledge.hub_state import HubState
+from p2pfl.knowledge.material import answer, material, samples, upload_of
 from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import (
     Coding,
     Features,
+    HubModel,
+    Packet,
     PacketKind,
     SoftLabels,
     features_bytes,
-    quantised,
+    hub_model_bytes,
     soft_labels_bytes,
 )
 from p2pfl.knowledge.ranking import Capability, rank, tiers
@@ -52,11 +57,13 @@ from p2pfl.work import (
     Judged,
     Learn,
     Learned,
+    Mix,
+    Mixed,
     Result,
     Teacher,
 )
 
-__all__ = ["Upload", "HubState", "HubExchange"]
+__all__ = ["HubExchange"]
 
 _CODINGS = {"int8": Coding.INT8, "float32": Coding.FLOAT32}
 # A soft label of the last round counts in full, one of the round before that seven tenths.
@@ -65,45 +72,14 @@ _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """The own samples as a hub sees them, and which of them the edge does not fit on, (n,) bool."""
-
-    features: Features
-    is_held_out: np.ndarray[tuple[int], np.dtype[np.bool_]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubState:
-    """Where a peer stands, as an edge and as a hub.
-
-    hubs: what hubs of our split announced.   sent: to whom `upload` was offered, and in which round first.
-    heard: the round of the last soft labels that came; taught: the last that were worth listening to.
-    losses: of the senders, once judged.   answers: this round's soft labels by sender, once learned.
-    """
-
-    round: int = -1
-    phase: Phase = Phase.A
-    hears: frozenset[PeerId] = frozenset()
-    tells: frozenset[PeerId] = frozenset()
-    done: frozenset[type] = frozenset()
-    hubs: Mapping[PeerId, Capability] = field(default_factory=dict)
-    upload: Upload | None = None
-    sent: Mapping[PeerId, int] = field(default_factory=dict)
-    heard: int = -1
-    taught: tuple[int, SoftLabels] | None = None
-    cache: Cache
-    losses: Mapping[PeerId, float] = field(default_factory=dict)
-    answers: Mapping[PeerId, SoftLabels] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HubExchange:
-    """Features for soft labels."""
+    """Features for soft labels.   last: the last round of training, None where nobody knows."""
 
     options: ExchangeOptions
     expected: Expected
     me: PeerId
     run: RunId
+    last: int | None = None
 
     def start(self) -> HubState:
         """No hub known, nothing cached."""
@@ -125,16 +101,11 @@ class HubExchange:
         return ranked[0] if ranked else None
 
     def partners(self, state: HubState) -> tuple[PeerId, ...]:
-        """The other hubs that are here and that this hub exchanges weights, or predictions, with.
-
-        Weights mix only between hubs of one model; predictions mean the same to all.
-        """
+        """The other hubs here whose models this hub mixes with its own: those of one model and split."""
         mine = state.hubs.get(self.me)
         here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears & state.tells}
         if mine is None or self.options["tier"] == "none":
             return ()
-        if self.options["tier"] == "probe":
-            return tuple(sorted(here))
         same = next(tier for tier in tiers(here | {self.me: mine}) if self.me in tier)
         return tuple(peer for peer in same if peer != self.me)
 
@@ -156,17 +127,27 @@ class HubExchange:
             cache=cache,
             losses={},
             answers={},
+            model=None,
+            models={peer: m for peer, m in state.models.items() if round_ - m.version <= staleness},
         )
 
     def jobs(self, state: HubState) -> tuple[Job, ...]:
-        """Fit and, unless frozen features are up, Extract; then, on a hub, Judge and Learn."""
+        """Mix on a hub of a tier, Fit and, unless frozen features are up, Extract; then, on a hub, Judge and
+        Learn, and at the end on an edge Mix, to keep the hub's model.
+        """
         if state.phase is Phase.A:
-            wanted: list[tuple[type, Job]] = [(Fitted, self._fit(state))]
+            wanted: list[tuple[type, Job]] = []
+            if models := self._tier(state):
+                wanted.append((Mixed, Mix(models=models)))
+            wanted.append((Fitted, self._fit(state)))
             if state.upload is None or not self._is_frozen(state.upload.features.version):
                 wanted.append((Extracted, Extract(most=self.options["most_samples"])))
             return tuple(job for made, job in wanted if made not in state.done)
+        if not self._is_hub(state):
+            kept = self._delivered(state)
+            return (Mix(models=kept, is_adopted=True),) if kept and not state.is_kept else ()
         found = self._material(state)
-        if not found or Learned in state.done or not self._is_hub(state):
+        if not found or Learned in state.done:
             return ()
         if Judged not in state.done:
             return (Judge(features={peer: samples(parts) for peer, parts in found.items()}),)
@@ -187,7 +168,15 @@ class HubExchange:
         state = replace(state, done=state.done | {type(result)})
         match result:
             case Extracted():
-                return replace(state, upload=self._upload(state, result), sent={})
+                frozen_from = self.options["freeze_after"]
+                upload = upload_of(
+                    result,
+                    expected=self.expected,
+                    coding=self._coding,
+                    most=self.options["most_samples"],
+                    version=state.round if frozen_from is None else min(state.round, frozen_from),
+                )
+                return replace(state, upload=upload, sent={})
             case Judged():
                 return replace(state, losses=result.losses)
             case Learned():
@@ -198,21 +187,30 @@ class HubExchange:
                     for peer, parts in self._material(state).items()
                     if peer in result.logits
                 }
-                state = replace(state, answers=answers)
+                state = replace(state, answers=answers, model=result.model)
                 return self._taught(state, answers[self.me]) if self.me in answers else state
+            case Mixed() if state.phase is Phase.B:
+                return replace(state, is_kept=True)
             case _:
                 return state
 
     def offers(self, state: HubState) -> tuple[Offer, ...]:
-        """Features to the hub, and a hub's answers, each to its sender."""
+        """Features to the hub; a hub's answers, each to its sender, and its model to who is to have it."""
         found = []
-        hub = self.hub(state)
+        hub, answers = self.hub(state), state.answers
+
+        def offer(kind: PacketKind, packet: Packet, *recipients: PeerId) -> None:
+            found.append(Offer(recipients=recipients, kind=kind, round=state.round, packet=packet))
+
         if state.upload is not None and hub is not None and self._is_due(state, hub):
-            body = bodies.encode(state.upload.features)
-            found.append(Offer(recipients=(hub,), kind=PacketKind.FEATURES, round=state.round, body=body))
-        for peer in sorted(state.answers.keys() & (state.hears | state.tells)):
-            body = bodies.encode(state.answers[peer])
-            found.append(Offer(recipients=(peer,), kind=PacketKind.SOFT_LABELS, round=state.round, body=body))
+            offer(PacketKind.FEATURES, state.upload.features, hub)
+        for peer in sorted(answers.keys() & (state.hears | state.tells)):
+            offer(PacketKind.SOFT_LABELS, answers[peer], peer)
+        to = set(self.partners(state))
+        if self._is_last(state):
+            to |= {peer for peer in answers.keys() & state.hears if peer not in state.hubs}
+        if state.model is not None and to:
+            offer(PacketKind.HUB_MODEL, HubModel(values=state.model, version=state.round), *sorted(to))
         return tuple(found)
 
     def verdict(self, state: HubState, heading: Heading) -> Reason | None:
@@ -225,6 +223,13 @@ class HubExchange:
             is_known = heading.sender in self._marked(state).sent
             newest_round = state.heard
             most = soft_labels_bytes(state.upload.features.ids.size, classes=self.expected.classes)
+        elif heading.kind is PacketKind.HUB_MODEL and self.expected.model_values:
+            partners = self.partners(state)
+            is_mine = self._is_last(state) and heading.sender == self.hub(state)
+            is_known = heading.sender in partners or is_mine
+            held = state.models.get(heading.sender)
+            newest_round = -1 if held is None else held.version
+            most = hub_model_bytes(self.expected.model_values)
         else:
             return "kind"
         if not is_known:
@@ -246,6 +251,10 @@ class HubExchange:
             return replace(
                 state, cache=put(state.cache, self._group(heading.sender, heading.round, features))
             )
+        if heading.kind is PacketKind.HUB_MODEL:
+            said = bodies.decode_hub_model(body, values=self.expected.model_values)
+            said = replace(said, version=heading.round)
+            return replace(state, models={**state.models, heading.sender: said})
         assert state.upload is not None
         soft = bodies.decode_soft_labels(body, classes=K, most=state.upload.features.ids.size)
         return self._taught(replace(state, heard=heading.round), soft, heading.round)
@@ -257,6 +266,8 @@ class HubExchange:
         if state.phase is Phase.B:
             hub = self.hub(state)
             is_waiting = hub in state.sent and hub != self.me and state.heard < state.round
+            is_owed = self._is_last(state) and self.expected.model_values and not self._delivered(state)
+            is_waiting = is_waiting or bool(hub in state.sent and hub != self.me and is_owed)
             return frozenset({hub}) if hub is not None and is_waiting else frozenset()
         if not self._is_hub(state):
             return frozenset()
@@ -280,7 +291,30 @@ class HubExchange:
             tells=state.tells - {peer},
             sent={hub: round_ for hub, round_ in state.sent.items() if hub != peer},
             cache=without(state.cache, peer),
+            models={hub: model for hub, model in state.models.items() if hub != peer},
         )
+
+    # --- hubs' models --------------------------------------------------------------------------------
+
+    def _is_last(self, state: HubState) -> bool:
+        return self.last is not None and state.round == self.last and bool(self.options["deliver"])
+
+    def _tier(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
+        """What the other hubs of the tier learned in the round before, or in this one if they are ahead."""
+        fresh_from = state.round - 1
+        partners = self.partners(state)
+        return {
+            peer: said.values
+            for peer, said in sorted(state.models.items())
+            if peer in partners and said.version >= fresh_from
+        }
+
+    def _delivered(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
+        """The model of this edge's hub, in the last round."""
+        hub = self.hub(state)
+        said = state.models.get(hub) if hub is not None else None
+        is_whole = said is not None and self._is_last(state) and said.version == state.round
+        return {hub: said.values} if hub is not None and said is not None and is_whole else {}
 
     # --- as an edge ----------------------------------------------------------------------------------
 
@@ -296,29 +330,6 @@ class HubExchange:
                 temperature=self.options["temperature"],
             )
         return Fit(teacher=teacher, is_frozen=self._is_frozen(state.round))
-
-    def _upload(self, state: HubState, made: Extracted) -> Upload:
-        """`made` in the order of ids, of as many samples as travel."""
-        if made.hidden.shape[1:] != (self.expected.width,) or made.logits.shape[1:] != (
-            self.expected.classes,
-        ):
-            raise LocalError(
-                f"features of shape {made.hidden.shape} and logits of shape {made.logits.shape}, expected"
-                f" {self.expected.width} hidden values and {self.expected.classes} classes a sample"
-            )
-        order = np.argsort(made.ids)[: self.options["most_samples"]]
-        hidden, scales = made.hidden[order].astype(np.float32), None
-        coded = quantised(hidden) if self._coding is Coding.INT8 else (hidden, scales)
-        frozen_from = self.options["freeze_after"]
-        features = Features(
-            ids=made.ids[order],
-            hidden=coded[0],
-            scales=coded[1],
-            z=log_softmax(made.logits[order], LOGIT_FLOOR).astype(np.float16),
-            labels=made.labels[order].astype(np.uint16),
-            version=state.round if frozen_from is None else min(state.round, frozen_from),
-        )
-        return Upload(features=features, is_held_out=made.is_held_out[order])
 
     def _taught(self, state: HubState, soft: SoftLabels, round_: int | None = None) -> HubState:
         """`soft` for the next fit, when it beats the own head; else what there was.  Raises RemoteError."""

@@ -1,11 +1,9 @@
-"""What a hub learns from, and what it answers: its cache as samples of each sender, and back.
+"""What an edge uploads; what a hub learns from, its cache as samples of each sender; what it answers.
 
 `n` samples of a sender, `K` classes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +13,32 @@ from p2pfl.ids import PeerId
 from p2pfl.knowledge.beliefs import LOGIT_FLOOR, log_softmax
 from p2pfl.knowledge.cache import Cache, newest
 from p2pfl.knowledge.guard import capped
-from p2pfl.knowledge.packets import Features, SoftLabels
-from p2pfl.work import Floats, Ids, Samples
+from p2pfl.knowledge.hub_state import Upload
+from p2pfl.knowledge.packets import Coding, Features, SoftLabels, quantised
+from p2pfl.work import Expected, Extracted, Floats, Samples
 
-__all__ = ["answer", "ids_of", "material", "samples"]
+__all__ = ["answer", "material", "samples", "upload_of"]
 
-Material = Mapping[PeerId, tuple[Features, ...]]
+
+def upload_of(made: Extracted, *, expected: Expected, coding: Coding, most: int, version: int) -> Upload:
+    """`made` as it travels: in the order of ids, of at most `most` samples.  Raises LocalError."""
+    if made.hidden.shape[1:] != (expected.width,) or made.logits.shape[1:] != (expected.classes,):
+        raise LocalError(
+            f"features of shape {made.hidden.shape} and logits of shape {made.logits.shape}, expected"
+            f" {expected.width} hidden values and {expected.classes} classes a sample"
+        )
+    order = np.argsort(made.ids)[:most]
+    hidden = made.hidden[order].astype(np.float32)
+    codes, scales = quantised(hidden) if coding is Coding.INT8 else (hidden, None)
+    features = Features(
+        ids=made.ids[order],
+        hidden=codes,
+        scales=scales,
+        z=log_softmax(made.logits[order], LOGIT_FLOOR).astype(np.float16),
+        labels=made.labels[order].astype(np.uint16),
+        version=version,
+    )
+    return Upload(features=features, is_held_out=made.is_held_out[order])
 
 
 def material(cache: Cache, most: int) -> dict[PeerId, tuple[Features, ...]]:
@@ -48,14 +66,9 @@ def samples(parts: tuple[Features, ...]) -> Samples:
     )
 
 
-def ids_of(parts: tuple[Features, ...]) -> Ids:
-    """The names of the samples, in the order of `samples`."""
-    return np.concatenate([part.ids for part in parts])
-
-
 def answer(parts: tuple[Features, ...], logits: Floats, *, classes: int, round_: int) -> SoftLabels:
     """The soft labels of a sender's samples.   logits: (n, K).  Raises LocalError on another shape."""
-    ids = ids_of(parts)
+    ids = np.concatenate([part.ids for part in parts])
     if logits.shape != (ids.size, classes):
         raise LocalError(
             f"the hub model gave predictions of shape {logits.shape} for {ids.size} samples of {classes}"

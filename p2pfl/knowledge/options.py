@@ -26,6 +26,7 @@ EXCHANGE_FIELDS: dict[str, tuple[str, ...]] = {
         "staleness",
         "asynchronous",
         "tier",
+        "deliver",
         "freeze_after",
     ),
     "probe": ("temperature", "alpha", "combine", "coding", "tolerance", "whole_every", "keep", "epochs"),
@@ -48,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "staleness": 3,
     "asynchronous": False,
     "tier": "weights",
+    "deliver": True,
     "freeze_after": None,
     "combine": "median",
     "tolerance": 0.0,
@@ -72,8 +74,8 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
       coding (int8) or float32, of features.   most_samples (10000) of one edge in one round.   cache_mb (256)
       a hub keeps of one edge.   staleness (3): rounds after which features and soft labels are let go.
       asynchronous (false): a hub trains on what is there.   tier (weights): hubs of one model mix their
-      weights, `probe` exchanges predictions, `none` nothing.   freeze_after (never): the round from which
-      extractors stay as they are, so that features travel once.
+      weights; `none`: they do not.   deliver (true): in the last round a hub gives its edges its model.
+      freeze_after (never): the round from which extractors stay as they are, so that features travel once.
     probe: sites exchange predictions on a set that all hold (FedMD).
       combine (median, mean).   coding (int8) or float16.   tolerance (0): nats by which a prediction must
       have moved to be sent again.   whole_every (10): rounds between packets that stand alone.
@@ -97,7 +99,8 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     cache_mb: int | None = None
     staleness: int | None = None
     asynchronous: bool | None = None
-    tier: Literal["weights", "probe", "none"] | None = None
+    tier: Literal["weights", "none"] | None = None
+    deliver: bool | None = None
     freeze_after: int | None = None
     combine: Literal["median", "mean"] | None = None
     tolerance: float | None = None
@@ -187,7 +190,7 @@ class KnowledgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def __post_init__(self) -> None:
         kind = self.exchange.kind
-        needs = kind == "probe" or (kind == "hub" and self.exchange["tier"] == "probe")
+        needs = kind == "probe"
         if needs and self.probe is None:
             raise ValueError(
                 f"knowledge.exchange.kind = {kind!r} needs knowledge.probe = {{ source, digest, samples }}"

@@ -1,4 +1,4 @@
-"""What travels when weights do not: four packets, what holds of each, and their exact sizes in bytes.
+"""What travels when weights do not: five packets, what holds of each, and their exact sizes in bytes.
 
 `n` samples, `K` classes, `d` hidden values of a sample, `h` values of a prototype.  Sample ids rise, so that
 one packet has one spelling, no name is there twice, and the order of a site's rows is not told.
@@ -28,11 +28,13 @@ __all__ = [
     "SoftLabels",
     "Probe",
     "Prototypes",
+    "HubModel",
     "Packet",
     "features_bytes",
     "soft_labels_bytes",
     "probe_bytes",
     "prototypes_bytes",
+    "hub_model_bytes",
     "quantised",
     "hidden_of",
     "label_type",
@@ -63,6 +65,7 @@ class PacketKind(IntEnum):
     SOFT_LABELS = 2
     PROBE = 3
     PROTOTYPES = 4
+    HUB_MODEL = 5
 
 
 class Coding(IntEnum):
@@ -134,7 +137,18 @@ class Prototypes:
     K: int
 
 
-Packet: TypeAlias = Features | SoftLabels | Probe | Prototypes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A hub's model, for the other hubs of its tier, or for its edges to keep.
+
+    values: (m,) float32.   version: the round of the hub's model.
+    """
+
+    values: NDArray[np.float32]
+    version: int = 0
+
+
+Packet: TypeAlias = Features | SoftLabels | Probe | Prototypes | HubModel
 
 
 # --- sizes -------------------------------------------------------------------------------------------
@@ -167,6 +181,11 @@ def probe_bytes(n: int, *, rows: int, classes: int, coding: Coding, is_delta: bo
 def prototypes_bytes(n: int, *, width: int) -> int:
     """Bytes of a Prototypes body of n classes: 16 + n (2 + 4 + 4 h)."""
     return PREFIX_BYTES + n * (_CLASS + _COUNT + _FLOAT32 * width)
+
+
+def hub_model_bytes(m: int) -> int:
+    """Bytes of a HubModel body of m values: 16 + 4 m."""
+    return PREFIX_BYTES + _FLOAT32 * m
 
 
 # --- hidden values -----------------------------------------------------------------------------------
@@ -253,6 +272,15 @@ def fault_of(packet: Packet) -> str:
                 (bool((packet.classes < packet.K).all()), "a class that does not exist"),
                 (bool((packet.counts > 0).all()), "a mean of no samples"),
                 (_is_within(packet.means, -MAX_HIDDEN, MAX_HIDDEN), f"means are not in +-{MAX_HIDDEN:g}"),
+            )
+        case HubModel():
+            checks = (
+                (0 <= packet.version <= MAX_VERSION, "a version out of range"),
+                (packet.values.ndim == 1 and packet.values.size > 0, "a model without a value"),
+                (
+                    _is_within(packet.values, -MAX_HIDDEN, MAX_HIDDEN),
+                    f"a model's values are not in +-{MAX_HIDDEN:g}",
+                ),
             )
     return next((rule for holds, rule in checks if not holds), "")
 

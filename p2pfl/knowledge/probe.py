@@ -137,7 +137,7 @@ class ProbeExchange:
                 recipients=tuple(sorted(peers)),
                 kind=PacketKind.PROBE,
                 round=state.round,
-                body=bodies.encode(packet),
+                packet=packet,
             )
             for packet, peers in groups
             if peers

@@ -77,9 +77,8 @@ class ProtoExchange:
         """The own means to everyone who is told; nothing when no class has enough samples."""
         if state.own is None or not state.tells:
             return ()
-        body = bodies.encode(state.own)
         to = tuple(sorted(state.tells))
-        return (Offer(recipients=to, kind=PacketKind.PROTOTYPES, round=state.round, body=body),)
+        return (Offer(recipients=to, kind=PacketKind.PROTOTYPES, round=state.round, packet=state.own),)
 
     def verdict(self, state: ProtoState, heading: Heading) -> Reason | None:
         """One packet a round from whom one hears, of this round or a later one."""

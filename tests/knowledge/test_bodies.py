@@ -15,12 +15,14 @@ from p2pfl.knowledge.beliefs import LOGIT_FLOOR, from_codes, log_softmax, to_cod
 from p2pfl.knowledge.packets import (
     Coding,
     Features,
+    HubModel,
     Packet,
     Probe,
     Prototypes,
     SoftLabels,
     features_bytes,
     hidden_of,
+    hub_model_bytes,
     probe_bytes,
     prototypes_bytes,
     quantised,
@@ -37,6 +39,7 @@ READERS: dict[str, Callable[[Any], Packet]] = {
     "probe": lambda b: bodies.decode_probe(b, digest=DIGEST, classes=3, samples=11, coding=Coding.INT8),
     "delta": lambda b: bodies.decode_probe(b, digest=DIGEST, classes=3, samples=11, coding=Coding.FLOAT16),
     "proto": lambda b: bodies.decode_prototypes(b, classes=3, width=4),
+    "hub": lambda b: bodies.decode_hub_model(b, values=7),
 }
 
 
@@ -63,6 +66,7 @@ def packets() -> dict[str, Packet]:
             means=hidden[:2],
             K=3,
         ),
+        "hub": HubModel(values=rng.normal(size=7).astype(np.float32), version=12),
     }
 
 
@@ -89,6 +93,7 @@ def test_the_sizes_are_those_of_the_formulas() -> None:
         "probe": probe_bytes(11, rows=vouched, classes=3, coding=Coding.INT8),
         "delta": probe_bytes(11, rows=2, classes=3, coding=Coding.FLOAT16, is_delta=True),
         "proto": prototypes_bytes(2, width=4),
+        "hub": hub_model_bytes(7),
     }
     assert made["float32"] == 16 + 5 * (8 + 16 + 6 + 1)
     assert made["int8"] == 16 + 5 * (8 + 4 + 4 + 6 + 1)
@@ -205,6 +210,8 @@ def test_predictions_on_another_probe_set_are_refused() -> None:
         ("proto", {"counts": np.zeros(2, np.uint32)}, "mean of no samples"),
         ("proto", {"classes": np.array([2, 0], np.uint16)}, "classes do not rise"),
         ("proto", {"means": np.full((2, 4), np.inf, np.float32)}, "means are not in"),
+        ("hub", {"values": np.full(7, np.nan, np.float32)}, "model's values are not in"),
+        ("hub", {"values": np.zeros(0, np.float32)}, "without a value"),
     ],
 )
 def test_our_own_mistakes_are_found_before_they_are_sent(

@@ -21,6 +21,7 @@ from p2pfl.knowledge.packets import (
     SoftLabels,
     features_bytes,
     hidden_of,
+    hub_model_bytes,
     soft_labels_bytes,
 )
 from p2pfl.knowledge.ranking import Capability, rank
@@ -45,7 +46,7 @@ from p2pfl.work import (
 K, D, N = 4, 6, 30
 RUN = RunId("11" * 32)
 SPLIT = b"\x05" * 32
-EXPECTED = Expected(classes=K, width=D, split=SPLIT)
+EXPECTED = Expected(classes=K, width=D, split=SPLIT, model_values=5)
 HUBS = [PeerId("hub-1"), PeerId("hub-2")]
 EDGES = [PeerId(f"edge-{i}") for i in range(6)]
 
@@ -98,13 +99,15 @@ class Model:
         return log_softmax(5 * hidden[:, :K])
 
 
-def sites(hubs: list[PeerId] = HUBS, **options: Any) -> tuple[Sites, dict[PeerId, Model]]:
+def sites(
+    hubs: list[PeerId] = HUBS, last: int | None = None, **options: Any
+) -> tuple[Sites, dict[PeerId, Model]]:
     chosen = ExchangeOptions(kind="hub", share_features=True, **options)
     models = {peer: Model(i) for i, peer in enumerate([*hubs, *EDGES])}
     network = Sites(
         {
             peer: Site(
-                exchange=HubExchange(options=chosen, expected=EXPECTED, me=peer, run=RUN),
+                exchange=HubExchange(options=chosen, expected=EXPECTED, me=peer, run=RUN, last=last),
                 learner=model,
             )
             for peer, model in models.items()
@@ -154,8 +157,10 @@ def test_bytes_are_those_of_the_formula_and_a_hub_s_own_features_stay_at_home() 
     network, _ = sites()
     network.round(0)
     up = features_bytes(N, width=D, classes=K, coding=Coding.INT8)
-    down = soft_labels_bytes(N, classes=K)
-    assert network.sent == dict.fromkeys(EDGES, up) | {hub: len(edges_of(hub)) * down for hub in HUBS}
+    down, across = soft_labels_bytes(N, classes=K), hub_model_bytes(5)
+    assert network.sent == dict.fromkeys(EDGES, up) | {
+        hub: len(edges_of(hub)) * down + across for hub in HUBS
+    }
     for hub in HUBS:
         assert {g.sender for g in network.sites[hub].state.cache.groups} == {hub, *edges_of(hub)}
         assert network.sites[hub].state.taught is not None
@@ -314,10 +319,10 @@ def test_an_edge_fetches_only_answers_of_the_hub_it_told(change: dict[str, Any],
     assert site.exchange.verdict(site.state, Heading(**(usual | change))) == reason
 
 
-def test_hubs_of_one_model_mix_weights_and_others_compare_predictions() -> None:
+def test_hubs_of_one_model_and_split_are_a_tier() -> None:
     hubs = [PeerId(f"h{i}") for i in range(4)]
     everyone = frozenset(hubs)
-    for tier, expected in (("weights", ("h2",)), ("probe", ("h1", "h2")), ("none", ())):
+    for tier, expected in (("weights", ("h2",)), ("none", ())):
         chosen = ExchangeOptions(kind="hub", share_features=True, tier=tier)  # type: ignore[arg-type]
         exchange = HubExchange(options=chosen, expected=EXPECTED, me=hubs[0], run=RUN)
         state = exchange.start()
@@ -325,6 +330,42 @@ def test_hubs_of_one_model_mix_weights_and_others_compare_predictions() -> None:
             state = exchange.announced(state, hub, capability(model, capacity=float(hub != "h3")))
         state = exchange.begin(state, 0, hears=everyone - {hubs[0]}, tells=everyone - {hubs[0]})
         assert exchange.partners(state) == expected
+
+
+def test_hubs_begin_a_round_with_the_mean_of_what_they_learned_in_the_last() -> None:
+    network, models = sites()
+    network.round(0)
+    assert not models[HUBS[0]].mixed
+    network.round(1)
+    (job,) = models[HUBS[0]].mixed
+    assert not job.is_adopted
+    np.testing.assert_array_equal(job.models[HUBS[1]], models[HUBS[1]].weights)
+    assert job.models.keys() == {HUBS[1]}
+    assert not any(models[edge].mixed for edge in EDGES)
+
+
+def test_in_the_last_round_an_edge_gets_the_model_of_its_hub() -> None:
+    network, models = sites(last=1)
+    network.round(0)
+    assert network.round(1) == dict.fromkeys(models, frozenset())
+    for edge in EDGES:
+        (job,) = models[edge].mixed
+        assert job.is_adopted
+        np.testing.assert_array_equal(job.models[hub_of(edge)], models[hub_of(edge)].weights)
+    again, unserved = sites(last=1, deliver=False)
+    again.round(0)
+    again.round(1)
+    assert not any(unserved[edge].mixed for edge in EDGES)
+
+
+def test_an_edge_without_a_place_for_it_refuses_a_hub_s_model() -> None:
+    network, models = sites(last=0)
+    small = network.sites[EDGES[0]]
+    assert isinstance(small.exchange, HubExchange)
+    small.exchange = replace(small.exchange, expected=replace(EXPECTED, model_values=0))
+    assert network.round(0) == dict.fromkeys(models, frozenset())
+    assert small.refused == ["kind"]
+    assert not models[EDGES[0]].mixed
 
 
 @pytest.mark.parametrize("no_hub", [capability(split=bytes(32)), capability(capacity=0.0)])

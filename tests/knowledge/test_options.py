@@ -15,7 +15,7 @@ def options(**exchange: Any) -> ExchangeOptions:
 
 
 def probe_for(exchange: dict[str, Any]) -> dict[str, Any]:
-    return {"probe": PROBE} if exchange.get("kind") == "probe" or exchange.get("tier") == "probe" else {}
+    return {"probe": PROBE} if exchange.get("kind") == "probe" else {}
 
 
 def test_every_option_has_a_default_and_a_kind() -> None:
@@ -70,4 +70,4 @@ def test_a_probe_set_is_named_where_it_is_needed_and_nowhere_else() -> None:
             msgspec.convert(
                 {"exchange": {"kind": "probe"}, "probe": PROBE | {field: value}}, KnowledgeOptions
             )
-    assert options(kind="hub", share_features=True, tier="probe")["tier"] == "probe"
+    assert options(kind="hub", share_features=True, tier="none")["tier"] == "none"

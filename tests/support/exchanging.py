@@ -91,6 +91,8 @@ class Sites:
                     if recipient in self.sites and (me, recipient) not in self.cut:
                         heading = Heading(sender=me, round=offer.round, kind=offer.kind, size=offer.body.size)
                         deliver(self.sites[recipient], heading, offer.body.tobytes())
+        for site in self.sites.values():
+            site.work()
 
 
 def deliver(site: Site, heading: Heading, body: bytes) -> None:
