@@ -21,7 +21,7 @@ from p2pfl.net import discovery
 from p2pfl.net.discovery import AddressBook, AddressRecord
 from p2pfl.trust import admission, amendments, certificates, membership, relations, reputation, successions
 from p2pfl.trust.membership import Membership, Records
-from p2pfl.trust.relations import Level, Relations
+from p2pfl.trust.relations import Level, Relations, Task
 from p2pfl.trust.reputation import Reputation
 
 __all__ = ["Consortium", "Outcome"]
@@ -78,25 +78,25 @@ class Consortium:
         # A revocation is everybody's word, and closes the books; a ban is this site's, and keeps them.
         return "banned" if peer in self.relations.banned and standing != "revoked" else standing
 
-    def may_share(self, peer: PeerId) -> bool:
-        """Whether this site's updates may go to `peer`."""
-        return relations.may_share(self.relations, peer)
+    def may_share(self, peer: PeerId, task: Task = "weights") -> bool:
+        """Whether what is of `task`, this site's updates for one, may go to `peer`."""
+        return relations.share_level(self.relations, peer, task) >= Level.LIMITED
 
     def hears(self, peer: PeerId) -> bool:
         """Whether this site wants updates of `peer`, to mix them or, in quarantine, to score them."""
         return relations.accepts(self.relations, peer)
 
-    def accepts(self, peer: PeerId) -> bool:
-        """Whether updates of `peer` are mixed here."""
-        return self.accept_level(peer) >= Level.LIMITED
+    def accepts(self, peer: PeerId, task: Task = "weights") -> bool:
+        """Whether what `peer` sends of `task` is used here; of weights, mixed."""
+        return self.accept_level(peer, task) >= Level.LIMITED
 
-    def own_level(self, peer: PeerId) -> Level:
+    def own_level(self, peer: PeerId, task: Task = "weights") -> Level:
         """How far this site's people want `peer` to be believed."""
-        return relations.accept_level(self.relations, peer)
+        return relations.accept_level(self.relations, peer, task)
 
-    def accept_level(self, peer: PeerId) -> Level:
+    def accept_level(self, peer: PeerId, task: Task = "weights") -> Level:
         """How far `peer` is believed: as far as this site's people say, and its reputation allows."""
-        return reputation.lowered(self.own_level(peer), reputation.ceiling(self.reputation, peer))
+        return reputation.lowered(self.own_level(peer, task), reputation.ceiling(self.reputation, peer))
 
     def inviters(self, peers: Iterable[PeerId]) -> dict[PeerId, tuple[PeerId, ...]]:
         """The founders who signed the certificate of each of `peers` that is no founder."""

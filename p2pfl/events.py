@@ -8,7 +8,8 @@ Promises, kept by `Peer` and relied on by its drivers:
 3. Handling is total: any event, in any state, gives a list of effects and never raises.
 4. The same seed and the same events at the same times give the same bytes.
 
-Arrays inside events and effects are handles: whoever receives one does not write to it.
+Arrays inside events and effects are handles: whoever receives one does not write to it.  Packets of
+knowledge (FEATURES and on) commit to nothing, and go out before their round's Commit.
 """
 
 from collections.abc import Mapping
@@ -55,8 +56,8 @@ class Kind(IntEnum):
 class Header:
     """The one header of every message; docs/protocol.md gives the integer keys and limits.
 
-    `size` and `digest` (SHA-256) are of the body as sent, `raw_size` of the body decoded.  They are zero and
-    empty until `net.messages.seal` fills them for structured bodies; the peer fills them for vectors.
+    `size` and `digest` (SHA-256) are of the body as sent, `raw_size` of the body decoded; `net.messages.seal`
+    fills them for structured bodies, the peer for vectors.
     """
 
     version: int = 1
@@ -116,10 +117,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """One link of a peer's signed chain, the same `content` to every neighbour.
-
-    `salt` opens this recipient's own edge commitment (empty: nothing was sent on this edge).
-    """
+    """One link of a peer's signed chain, one `content` for all; `salt` opens the recipient's commitment."""
 
     content: bytes
     salt: bytes = b""
@@ -131,7 +129,7 @@ class Notice:
 
     `accepted`, `not-accepted`: whether the sender mixes the recipient's updates.   `left`, `finished`: the
     sender takes no further part.   `retired`: the recipient is to begin anew.   `greet`: say HELLO again.
-    `run-mismatch`: the agreements differ, and where.
+    `run-mismatch`: the agreements differ, and where.   `hub`: what hub the sender is (knowledge/ranking.py).
     """
 
     code: str
@@ -149,8 +147,8 @@ class Roster:
     amendments: tuple[bytes, ...] = ()
 
 
-# SHARE and STATE carry raw little-endian bytes: the float64 statistics, then the float32 parameters.  The
-# kinds from FEATURES on carry packets of knowledge/bodies.py.
+# SHARE and STATE carry raw little-endian bytes, float64 statistics and float32 parameters; the kinds from
+# FEATURES on carry packets of knowledge/bodies.py.
 Body: TypeAlias = Hello | Ack | Statement | Notice | Roster | NDArray[np.uint8]
 
 
@@ -165,7 +163,7 @@ class Message:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything a restart needs: large arrays by name, the rest as one MessagePack document, and what was
-    ever released about the site's rows (an Account of trust/privacy.py, empty: nothing), which outlives runs.
+    ever released about the site's rows (an Account of trust/privacy.py), which outlives runs.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -189,10 +187,9 @@ class Fact:
 class Started:
     """The driver is ready; `snapshot` is what the last Commit held, None on an empty disk.
 
-    `parameters` is the model the learner was built with, and `statistics` the site's own sums for a
-    standardisation across sites (empty when the agreement asks for none).   `account` names the site's rows
-    and says what any run released about them; `release` is of a fit whose learner adds the noise itself.
-    `expected` says what knowledge the learner can give, None when the agreement exchanges none.
+    `parameters`: of the learner as it was built.   `statistics`: the site's own sums to pool, empty where
+    none are.   `account` names its rows, and what any run released about them.   `release`: of a fit whose
+    learner adds the noise itself.   `expected`: of the knowledge it can give, None where none is exchanged.
     """
 
     snapshot: Snapshot | None
@@ -291,8 +288,8 @@ Event: TypeAlias = _Answer | Offered | Received | Faulted | Connected | Disconne
 class Train:
     """Fit from `parameters`; answer `Trained` by `deadline`, with partial work or a fault if need be.
 
-    `statistics` are the federation's sums when the agreement standardises across sites.
-    `learner_state` is set on the first fit after a restart.  `progress` is the share of rounds done, 0..1.
+    `statistics`: the federation's sums, where they are pooled.   `learner_state`: on the first fit after a
+    restart.   `progress`: the share of rounds done, 0..1.
     """
 
     round: int
@@ -326,10 +323,8 @@ class Validate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Make `snapshot` durable, then go on.  `facts` are the round's row and log lines.
-
-    With it become durable: `decisions`, entries of the audit log as trust/decisions.py chains them, and
-    `proofs` of who equivocated (trust/audit.py), which never change again.
+    """Make `snapshot` durable, then go on, and with it `decisions` (trust/decisions.py) and `proofs` of who
+    equivocated (trust/audit.py), which never change again.  `facts` are the round's row and log lines.
     """
 
     snapshot: Snapshot

@@ -21,9 +21,19 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-
-from p2pfl import departure, edges, epochs, greeting, plans, reception, recovery, repeats, roster, rounds
+from p2pfl import (
+    departure,
+    edges,
+    epochs,
+    exchanges,
+    greeting,
+    plans,
+    reception,
+    recovery,
+    repeats,
+    roster,
+    rounds,
+)
 from p2pfl.consortium import Consortium
 from p2pfl.events import (
     Commanded,
@@ -47,12 +57,14 @@ from p2pfl.events import (
     Vector,
 )
 from p2pfl.ids import PeerId
+from p2pfl.pauses import cause_to_pause, checked
 from p2pfl.releases import open_account
 from p2pfl.run import RunSpec, canonical, run_id
 from p2pfl.schedule import schedule
 from p2pfl.state import Phase, State
 from p2pfl.validation import is_validating, take_losses
 from p2pfl.view import PeerView, view_of
+from p2pfl.work import Worked
 
 __all__ = ["Peer", "PeerView"]
 
@@ -103,7 +115,9 @@ class Peer:
                 pass  # a driver that has not started its peer has nothing to tell it
             case Trained() if state.phase is Phase.RUNNING and event.round == state.round:
                 if state.trained is None:
-                    state.trained = _checked(event, len(state.mass.model))
+                    state.trained = checked(event, len(state.mass.model))
+            case Worked() if state.phase is Phase.RUNNING and event.round == state.round:
+                exchanges.worked(state, event)
             case Evaluated():
                 self._evaluated(event)
             case Validated():
@@ -140,7 +154,7 @@ class Peer:
     def deadline(self) -> float | None:
         """When `expire` is to be called, unless an event comes first."""
         state = self.state
-        times = [t for t in (state.deadline, state.tick) if t is not None]
+        times = [t for t in (state.deadline, state.tick, exchanges.turn_at(state)) if t is not None]
         if state.deadline is not None and state.trained is None and state.now >= state.deadline:
             times = [state.deadline + state.spec.run.deadline_s, *(t for t in (state.tick,) if t is not None)]
         return None if state.phase in (Phase.IDLE, Phase.FINISHED) or not times else min(times)
@@ -177,13 +191,15 @@ class Peer:
             return
         state.statistics, k = event.statistics, len(event.statistics)
         open_account(state, event)
-        state.schema_hash = hashlib.sha256(event.schema_hash + k.to_bytes(4, "big")).digest()
+        exchanges.open_exchange(state, event)
+        state.schema_hash = hashlib.sha256(exchanges.schema(state, event) + k.to_bytes(4, "big")).digest()
         if event.snapshot is None or not recovery.is_own(state, event.snapshot):
             if event.snapshot is not None:
                 recovery.inherit(state, event.snapshot)
             state.mass = state.mass_of(event.parameters, k)
             state.nominal = float(event.samples) if state.spec.run.weights == "samples" else 1.0
-            state.initial_digest = hashlib.sha256(event.parameters.tobytes() + state.schema_hash).digest()
+            first = b"" if plans.is_apart(state) else event.parameters.tobytes()
+            state.initial_digest = hashlib.sha256(first + state.schema_hash).digest()
             state.incarnation = greeting.fresh_incarnation(state)
         else:
             recovery.restore(state, event, k)
@@ -295,7 +311,7 @@ class Peer:
             state.deadline = state.settle_until = state.now + state.spec.run.deadline_s
             for peer in state.neighbours.connected():
                 state.greet(peer)
-        elif reason := self._cause_to_pause():
+        elif reason := cause_to_pause(state):
             state.phase, state.reason, state.deadline = Phase.PAUSED, reason, None
             state.fact("paused", "warning", reason=reason)
         else:
@@ -303,6 +319,7 @@ class Peer:
 
     def _run(self) -> None:
         state = self.state
+        exchanges.advance(state)
         if not rounds.is_ready(state) or is_validating(state):
             return
         assert state.deadline is not None
@@ -311,25 +328,9 @@ class Peer:
         rounds.step(state)
         self._next()
 
-    def _cause_to_pause(self) -> str:
-        state = self.state
-        if state.held:
-            return "paused by this site"
-        if state.learner_faults >= rounds.LEARNER_FAULTS:
-            times = state.learner_faults
-            return f"the learner failed {times} times in a row; see `p2pfl log`, then `p2pfl run resume`"
-        if state.low_rounds >= rounds.LOW_ROUNDS:
-            into = plans.neighbours_of(state, max(0, state.round - 1))[0]
-            up = state.neighbours.up()
-            if not rounds.is_quorate(state, state.round, up):
-                heard = len([p for p in up if p in into])
-                quorum = f"the quorum is {state.spec.run.quorum:g} of them"
-                return f"{heard} of {len(into)} neighbours are heard; {quorum}"
-        return ""
-
     def _resume(self) -> None:
         state = self.state
-        if not self._cause_to_pause():
+        if not cause_to_pause(state):
             state.low_rounds = 0
             state.fact("resumed")
             state.round = min(
@@ -389,12 +390,3 @@ class Peer:
                 state.emit(Dial(peer=peer, addresses=tuple(arguments.get("addresses", ()))))
             case _:
                 roster.command(state, event)
-
-
-def _checked(event: Trained, d: int) -> Trained:
-    """A fit's result, or a fault when it is not (d,) float32: a driver's mistake must not end a run."""
-    z = event.parameters
-    if z is None or (z.shape == (d,) and z.dtype == np.float32):
-        return event
-    fault = f"the fit gave {z.dtype} of shape {z.shape}, expected ({d},) float32"
-    return Trained(round=event.round, parameters=None, fault=fault)

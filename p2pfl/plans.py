@@ -5,12 +5,13 @@ from __future__ import annotations
 from p2pfl.aggregation import mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import topology
+from p2pfl.gossip.averaging import NO_AVERAGING
 from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
 from p2pfl.state import State
 
-__all__ = ["is_state", "neighbours_of", "plan_of", "wanted"]
+__all__ = ["is_apart", "is_state", "neighbours_of", "plan_of", "wanted"]
 
 # Everybody keeps a connection to everybody up to this many members; beyond it only to the plan's neighbours.
 FULL_MESH_MEMBERS = 32
@@ -47,6 +48,11 @@ def wanted(state: State) -> tuple[PeerId, ...]:
     for ahead in range(topology.period(state.spec.gossip.topology, len(members) + 1)):
         near.update(*neighbours_of(state, state.round + ahead))
     return tuple(sorted(near))
+
+
+def is_apart(state: State) -> bool:
+    """Whether models are not mixed at all: knowledge alone travels."""
+    return mixer_of(state.spec) is NO_AVERAGING
 
 
 def is_state(state: State) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from p2pfl import edges, epochs, greeting, validation, witness
+from p2pfl import edges, epochs, exchanges, greeting, hubs, validation, witness
 from p2pfl import roster as rosters
 from p2pfl.errors import RemoteError
 from p2pfl.events import (
@@ -30,8 +30,9 @@ from p2pfl.events import (
 )
 from p2pfl.gossip.links import WINDOW, Arrival, Place
 from p2pfl.ids import PeerId
+from p2pfl.knowing import KINDS
 from p2pfl.mass import unpack
-from p2pfl.plans import is_state
+from p2pfl.plans import is_apart, is_state
 from p2pfl.rounds import acknowledge
 from p2pfl.state import Phase, State
 from p2pfl.trust import audit, screening
@@ -63,6 +64,7 @@ def disconnected(state: State, peer: PeerId) -> None:
     """Whatever was under way is void; the sender keeps it."""
     state.neighbours.lost(peer)
     state.links.discard(peer)
+    hubs.gone(state, peer)
 
 
 def failed(state: State, event: Faulted) -> None:
@@ -96,12 +98,16 @@ def offered(state: State, event: Offered) -> None:
 
 def _unwanted(state: State, peer: PeerId, header: Header) -> str | None:
     one = state.neighbours[peer]
-    if header.kind not in (Kind.SHARE, Kind.STATE):
+    if header.kind not in (Kind.SHARE, Kind.STATE, *KINDS):
         state.fault(peer, "offer")
         return "offer"
     if not one.up or header.incarnation != one.incarnation:
         return "not-linked"
-    if (header.kind is Kind.STATE) != is_state(state):
+    if header.kind in KINDS:
+        # It is in this round, and has not committed it.
+        state.neighbours.heard(peer, min(header.round, state.schedule.total), state.now)
+        return exchanges.verdict(state, peer, header)
+    if is_apart(state) or (header.kind is Kind.STATE) != is_state(state):
         # A run has one way of mixing; the other's bodies would enter by a door that nobody watches.
         state.fault(peer, "kind")
         return "kind"
@@ -175,7 +181,10 @@ def received(state: State, event: Received) -> None:
         return
     match message.body:
         case Hello() as hello:
+            was_up = one.up
             greeting.hello(state, peer, header, hello)
+            if one.up and not was_up:
+                hubs.announce(state, peer)
         case Roster() as roster:
             _roster(state, peer, roster)
         case Ack() as ack if one.up and header.incarnation == one.incarnation:
@@ -190,7 +199,10 @@ def received(state: State, event: Received) -> None:
         case Notice() as notice:
             _notice(state, peer, notice)
         case np.ndarray() as body if wanted is not None and one.up and header.incarnation == one.incarnation:
-            _vector(state, peer, header, body)
+            if header.kind in KINDS:
+                exchanges.absorb(state, peer, header, body)
+            else:
+                _vector(state, peer, header, body)
         case _:
             pass  # said before a HELLO, or to an earlier incarnation of mine: it will be said again
 
@@ -322,6 +334,8 @@ def _notice(state: State, peer: PeerId, notice: Notice) -> None:
             edges.heard(state, peer, notice.text)
         case "caution" if validation.is_on(state):
             validation.cautioned(state, peer, notice.text)
+        case "hub":
+            hubs.announced(state, peer, notice.text)
         case "greet":
             state.greet(peer)
         case "retired" if not one.up:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl import capping, edges, releases, validation
+from p2pfl import capping, edges, exchanges, releases, validation
 from p2pfl.aggregation import is_capped, mixer_of
 from p2pfl.events import Evaluate, Kind, Message, Send, Statement, Train, Trained
 from p2pfl.gossip import push_sum
@@ -15,7 +15,7 @@ from p2pfl.gossip.push_sum import PUSH_SUM
 from p2pfl.ids import PeerId
 from p2pfl.mass import pack
 from p2pfl.mixing import mix_states
-from p2pfl.plans import is_state, neighbours_of, plan_of, wanted
+from p2pfl.plans import is_apart, is_state, neighbours_of, plan_of, wanted
 from p2pfl.repeats import RESENDS_PER_DEADLINE
 from p2pfl.settlement import settle
 from p2pfl.state import Phase, State
@@ -64,6 +64,11 @@ def begin(state: State) -> None:
         return
     state.trained = None
     state.fit_from = state.mass.z()
+    learner_state = b"" if state.learner_restored else state.learner_state
+    state.learner_restored = True
+    if exchanges.is_on(state):
+        exchanges.begin(state, learner_state)
+        return
     state.emit(
         Train(
             round=state.round,
@@ -72,10 +77,9 @@ def begin(state: State) -> None:
             progress=state.schedule.progress(state.round),
             deadline=state.deadline,
             statistics=state.pooled,
-            learner_state=b"" if state.learner_restored else state.learner_state,
+            learner_state=learner_state,
         )
     )
-    state.learner_restored = True
 
 
 def _is_awaited(state: State, peer: PeerId) -> bool:
@@ -109,6 +113,8 @@ def _missing(state: State) -> list[PeerId]:
     before = max(0, state.round - 1)
     into = neighbours_of(state, before)[0] if state.round else ()
     out = neighbours_of(state, state.round)[1]
+    if is_apart(state):
+        into, out = (), ()
     missing = [p for p in into if _in_is_open(state, p)] + [p for p in out if _out_is_open(state, p)]
     return missing + (absent(state) if state.schedule.is_last_call(state.round) else [])
 
@@ -226,7 +232,7 @@ def surrender(state: State, peer: PeerId) -> Send:
 def _offers(state: State) -> list[Send]:
     """Split over the plan's out-edges that are up, wanted on both sides, and free."""
     plan, members = plan_of(state, state.round)
-    if state.me not in members:
+    if state.me not in members or is_apart(state):
         return []
     i = members.index(state.me)
     if is_state(state):
@@ -311,7 +317,9 @@ def step(state: State) -> None:
     heard = [p for p in into if state.neighbours[p].up and not state.neighbours[p].late]
     moved: list[PeerId] = []
     validation.judge(state)
-    if is_state(state):
+    if is_apart(state):
+        merged = 0
+    elif is_state(state):
         merged = mix_states(state)
     else:
         merged, moved = settle(state, in_round=True)
@@ -363,7 +371,8 @@ def step(state: State) -> None:
     state.commit()
     acknowledge(state, moved)
     state.barred = {}
-    state.last_words = [*words, *(o for o in offers if o.message.header.kind is Kind.STATE)]
+    known = () if state.knowing is None else state.knowing.words
+    state.last_words = [*words, *(o for o in offers if o.message.header.kind is Kind.STATE), *known]
     for said in (*offers, *words):
         state.emit(said)
     if stage == "training" and (number + 1 - state.schedule.opening) % state.spec.run.evaluate_every == 0:

@@ -19,13 +19,13 @@ import msgspec
 from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import AveragingOptions, CompressionOptions, TopologyOptions
 from p2pfl.ids import RunId, parse_peer_id
+from p2pfl.knowledge.options import KnowledgeOptions
 from p2pfl.learn.learner import DpSgd
 from p2pfl.learn.options import LearnerOptions
 from p2pfl.trust.options import TrustOptions
 
 __all__ = [
     "AMENDABLE",
-    "ExchangeOptions",
     "GossipOptions",
     "KnowledgeOptions",
     "RunOptions",
@@ -98,22 +98,6 @@ class GossipOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     compression: CompressionOptions = msgspec.field(default_factory=CompressionOptions)
 
 
-class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[knowledge] exchange`: only `none` in this release."""
-
-    kind: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.kind != "none":
-            raise ValueError(f'knowledge.exchange.kind = "{self.kind}" is not in this release; it has "none"')
-
-
-class KnowledgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[knowledge]`: what travels when weights do not."""
-
-    exchange: ExchangeOptions = msgspec.field(default_factory=ExchangeOptions)
-
-
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole agreement."""
 
@@ -144,6 +128,39 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 ' check; use "site" or "none"'
             )
         self._check_privacy(mixing)
+        self._check_knowledge()
+
+    def _check_knowledge(self) -> None:
+        """Refuse an exchange that would tell what the agreement protects, or that has nobody to talk to."""
+        kind, averaging = self.knowledge.exchange.kind, self.gossip.averaging.kind
+        if averaging == "none":
+            if kind in ("none", "proxy"):
+                raise ValueError(
+                    f'gossip.averaging.kind = "none" and knowledge.exchange.kind = {kind!r}: nothing would'
+                    ' travel; choose "push-sum", or an exchange of knowledge'
+                )
+            if self.trust.aggregator.kind != "none" or self.trust.reputation.kind != "none":
+                raise ValueError(
+                    'trust.aggregator and trust.reputation judge models, which gossip.averaging.kind = "none"'
+                    " does not send; leave them out"
+                )
+            if self.learner.standardise == "federation":
+                raise ValueError(
+                    'learner.standardise = "federation" pools sums as weights travel, and'
+                    ' gossip.averaging.kind is "none"; use "site" or "none"'
+                )
+        if kind == "none":
+            return
+        if self.trust.privacy.kind != "none":
+            raise ValueError(
+                f"knowledge.exchange {kind!r} tells of single rows what trust.privacy"
+                f" {self.trust.privacy.kind!r} does not cover; leave one of them out"
+            )
+        if kind == "hub" and not self.gossip.topology.is_mutual:
+            raise ValueError(
+                f'knowledge.exchange "hub" answers whom it hears, and topology {self.gossip.topology.kind!r}'
+                ' is one-way; use "complete", or another that goes both ways'
+            )
 
     def _check_privacy(self, mixing: str) -> None:
         """Refuse what would leave beside the noise, or what a spent budget cannot end."""

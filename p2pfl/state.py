@@ -34,6 +34,7 @@ from p2pfl.events import (
 from p2pfl.gossip.links import Links, Returned
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.ids import PeerId, RunId
+from p2pfl.knowing import Knowing
 from p2pfl.mass import Mass
 from p2pfl.neighbours import Neighbours
 from p2pfl.release import Release
@@ -156,6 +157,8 @@ class State:
     revoked: bool = False
     greetings: int = 0
     settle_until: float = 0.0
+    # The exchange of knowledge, where the agreement has one.
+    knowing: Knowing | None = None
     # What the last commit revealed and may have to be said again: statements and states, by recipient.
     last_words: list[Send] = field(default_factory=list)
 

@@ -56,13 +56,15 @@ class Expected:
     """What a learner says of the knowledge it can give.
 
     classes: K.   width: values of a sample's features (hub), or of an embedding (proto); 0 where none travel.
-    split: SHA-256 of what the extractor gives (hub): its shape, the classes and its first parameters, which
-    all edges of a hub must share.   capacity: how much it is worth as a hub, 0 for none.   model: SHA-256 of
-    the hub model's schema.   model_values: how many float32 the hub model has, 0 without one.
+    labels: SHA-256 of the classes' names in their order.   split: SHA-256 of what the extractor gives (hub):
+    its shape, the classes and its first parameters, which all edges of a hub must share.   capacity: how much
+    it is worth as a hub, 0 for none.   model: SHA-256 of the hub model's schema.   model_values: how many
+    float32 the hub model has, 0 without one.
     """
 
     classes: int
     width: int = 0
+    labels: bytes = b""
     split: bytes = b""
     capacity: float = 0.0
     model: bytes = b""

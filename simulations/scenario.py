@@ -18,9 +18,10 @@ from p2pfl.aggregation import is_capped, mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import CompressionOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
+from p2pfl.knowledge.options import KnowledgeOptions
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.net.link_model import LinkModel
-from p2pfl.run import KnowledgeOptions, RunSpec
+from p2pfl.run import RunSpec
 from p2pfl.trust.options import TrustOptions
 
 from . import expect

@@ -21,10 +21,11 @@ import p2pfl
 from p2pfl import settings
 from p2pfl.cli import exits, main
 from p2pfl.gossip import options as gossip
+from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.learn import options as learn
 from p2pfl.learn.learner import Learner, Site
 from p2pfl.node.telemetry import Telemetry
-from p2pfl.run import ExchangeOptions, RunOptions
+from p2pfl.run import RunOptions
 from p2pfl.simulations.attacks import KINDS as ATTACK_KINDS
 from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.scenario import SimulationOptions

@@ -16,11 +16,14 @@ from p2pfl.gossip.options import AveragingOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.gossip.push_sum import PUSH_SUM
 
-__all__ = ["D_PSGD", "MIXERS", "mixer_of", "without_missing", "mix"]
+__all__ = ["D_PSGD", "NO_AVERAGING", "MIXERS", "mixer_of", "without_missing", "mix"]
 
 D_PSGD = Mixer(name="d-psgd", requires=frozenset({Kind.DOUBLY}), delivery="state")
 
-MIXERS = {"push-sum": PUSH_SUM, "push-pull": PUSH_PULL, "d-psgd": D_PSGD}
+# Every site keeps the model that it has: for runs that exchange knowledge alone.
+NO_AVERAGING = Mixer(name="none", requires=frozenset(), delivery="state")
+
+MIXERS = {"push-sum": PUSH_SUM, "push-pull": PUSH_PULL, "d-psgd": D_PSGD, "none": NO_AVERAGING}
 
 
 def mixer_of(options: AveragingOptions) -> Mixer:

@@ -33,7 +33,7 @@ TOPOLOGY_FIELDS: dict[str, tuple[str, ...]] = {
     "one-way": ("degree", "p", "seed", "redraw"),
     "explicit": ("edges", "directed"),
 }
-AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd")
+AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd", "none")
 COMPRESSION_KINDS = ("none",)
 
 _TopologyKind = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(TOPOLOGY_FIELDS)})]
@@ -126,7 +126,8 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 class AveragingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How models mix: `push-sum` (any strongly connected graph, conserved), `push-pull` (that with gradient
-    tracking, for graphs that starve some peers of weight; twice the bytes) or `d-psgd` (latest states).
+    tracking, for graphs that starve some peers of weight; twice the bytes), `d-psgd` (latest states), or
+    `none`, where sites exchange knowledge alone and their models may differ.
 
     Raises ConfigError on another kind.
     """

@@ -18,9 +18,9 @@ __all__ = ["exchange_of"]
 
 
 def exchange_of(
-    options: KnowledgeOptions, *, expected: Expected, me: PeerId, run: RunId
+    options: KnowledgeOptions, *, expected: Expected, me: PeerId, run: RunId, last: int | None = None
 ) -> Exchange[Any] | None:
-    """The policy of `options`, None when nothing is exchanged.
+    """The policy of `options`, None when nothing is exchanged.   last: the last round of training.
 
     Raises ConfigError when packets would need a width and the learner has none.
     """
@@ -34,7 +34,7 @@ def exchange_of(
         case "none":
             return None
         case "hub":
-            return HubExchange(options=chosen, expected=expected, me=me, run=run)
+            return HubExchange(options=chosen, expected=expected, me=me, run=run, last=last)
         case "probe":
             assert options.probe is not None
             return ProbeExchange(options=chosen, probe=options.probe, expected=expected, me=me)

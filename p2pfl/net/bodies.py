@@ -1,6 +1,7 @@
 """The structured bodies of messages as MessagePack; docs/protocol.md lists their keys.
 
-SHARE and STATE have no encoding: their bodies are raw little-endian bytes that travel beside the frame.
+SHARE, STATE and the kinds of knowledge have none here: their bodies are raw little-endian bytes that travel
+beside the frame.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def decode_structured(kind: Kind, data: bytes | memoryview) -> StructuredBody:
                 successions=_signed(document[4], "succession"),
                 amendments=_signed(document[5], "amendment"),
             )
-        case Kind.SHARE | Kind.STATE:
+        case _:
             raise RemoteError(f"a {kind.name} has no structured body")
 
 

@@ -41,8 +41,8 @@ class Limits:
     lobby_places: int = 8
     lobby_per_address: int = 4
     lobby_s: float = 5.0
-    # Bodies kept for one peer: two unresolved shares, a state, and one being replaced.
-    offers_per_peer: int = 4
+    # Bodies kept for one peer: two unresolved shares, a state, one being replaced, and as many of knowledge.
+    offers_per_peer: int = 8
     # An offer not fetched within an hour belongs to a round long gone.
     offer_s: float = 3600.0
     # Of all bodies together, in 10^6 bits a second; 0 is unlimited.

@@ -6,8 +6,8 @@ A frame is
 
 big-endian, the header and structured bodies in the strict MessagePack of `p2pfl.encoding`.  The Ed25519
 signature is over `DOMAIN` followed by the header bytes exactly as sent; the header holds the body's length
-and SHA-256, so it covers the body too, and nothing is re-encoded to verify it.  The body of a SHARE or STATE
-is not in the frame: it is raw bytes that `Transport.offer` and `fetch` move.
+and SHA-256, so it covers the body too, and nothing is re-encoded to verify it.  The body of VECTOR_KINDS,
+a SHARE for one, is not in the frame: it is raw bytes that `Transport.offer` and `fetch` move.
 
 Opening is total: any bytes give a value or RemoteError.  Sealing checks with the same code what a receiver
 will check, so that what we send is never refused for its form: it raises LocalError.
@@ -57,7 +57,17 @@ MAX_VECTOR_BYTES = 2**40
 # Scalars beside a vector, such as push-sum's w; no mixer sends more than three.
 MAX_WEIGHTS = 8
 # Kinds whose body travels by offer and fetch.
-VECTOR_KINDS = frozenset({Kind.SHARE, Kind.STATE})
+VECTOR_KINDS = frozenset(
+    {
+        Kind.SHARE,
+        Kind.STATE,
+        Kind.FEATURES,
+        Kind.SOFT_LABELS,
+        Kind.PROBE,
+        Kind.PROTOTYPES,
+        Kind.HUB_MODEL,
+    }
+)
 
 _KEYS = range(1, 18)
 _LENGTH_BYTES = 2

@@ -22,6 +22,7 @@ from p2pfl.ids import PeerId
 __all__ = [
     "MAX_OVERRIDES",
     "TASKS",
+    "Task",
     "Level",
     "Relations",
     "parse_level",
