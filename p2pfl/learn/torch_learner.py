@@ -231,11 +231,13 @@ class TorchLearner:
         self._tensors.adopt(parameters)
         return self._measured(self._model)
 
-    def evaluate_above(self, parameters: Vector, above: Callable[[Tensor], Tensor]) -> Metrics:
-        """`evaluate` of what `above` makes of the embeddings, (b, h), of the test rows."""
+    def evaluate_above(self, parameters: Vector, above: "TorchLearner", theirs: Vector) -> Metrics:
+        """`evaluate` of what `above` with `theirs` makes of the embeddings, (b, h), of the test rows."""
         self._tensors.adopt(parameters)
+        above._tensors.adopt(theirs)
+        above._model.eval()
         layer = self._embedding()
-        return self._measured(lambda inputs: above(embed(self._model, layer, inputs)))
+        return self._measured(lambda inputs: above._model(embed(self._model, layer, inputs)))
 
     def validate(self, parameters: Vector, rng: np.random.Generator) -> float:
         """The mean loss on training batches of at least VALIDATION_ROWS rows together, in eval mode.
@@ -266,7 +268,7 @@ class TorchLearner:
     def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The training rows raw, (n, ...), and their classes, (n,): the loader's data set in its order.
 
-        Each is read once: one that augments is known by its first draw.   Raises LearnerError, see torch_rows.
+        Each is read once: one that augments is known by its first draw.   Raises as torch_rows.py says.
         """
         if self._own_rows is None:
             self._own_rows = rows_of(self._train)

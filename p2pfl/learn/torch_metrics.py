@@ -106,7 +106,7 @@ def mean_loss(
     to_device: Callable[[Any], Any],
     least_rows: int,
 ) -> float:
-    """The mean over the first batches of `least_rows` rows together: infinite when not finite, NaN of none."""
+    """The mean on the first batches of `least_rows` rows together: infinite when not finite, NaN of none."""
     total, rows = 0.0, 0
     with torch.no_grad():
         for inputs, targets in batches:
