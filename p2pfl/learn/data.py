@@ -1,5 +1,8 @@
 """Rows to learn from: `sklearn:NAME`, `npz:PATH`, `idx:DIR` and `csv:PATH-OR-GLOB`.
 
+Behind it `#FIRST-LAST` takes a part of the rows: of all of them where the split into training and test is
+ours, of the training rows where the source brings its own test rows, which stay whole.
+
 Shapes: `n` rows, `k` features, `C` classes.  The split into training and test rows is stratified by class and
 depends on the run's seed and the rows alone, so a site draws the same split in a simulation and at home.
 """
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 from p2pfl.errors import ConfigError
 from p2pfl.learn.idx import read_idx_folder
 from p2pfl.learn.options import DataOptions
+from p2pfl.learn.selection import Image, Span, pooled, spanned
 from p2pfl.learn.tables import Table, read_tables
 
-__all__ = ["Dataset", "load", "save", "part", "rows_meaning", "stratified_split"]
+__all__ = ["Dataset", "load", "rows_in_order", "save", "part", "rows_meaning", "stratified_split"]
 
 _Rows = NDArray[np.int64]
 
@@ -45,7 +49,7 @@ class Dataset:
     n_classes: int
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    image: tuple[int, int, int] | None = None
+    image: Image | None = None
     files: tuple[str, ...] = ()
     file_train: _Rows | None = None
     file_test: _Rows | None = None
@@ -72,28 +76,49 @@ def load(source: str, options: DataOptions | None = None, seed: int = 0) -> Data
     Raises ConfigError that names the file, the line and the cure.
     """
     options = options or DataOptions()
-    kind, separator, place = source.partition(":")
-    if not source:
-        raise ConfigError(
-            "no data source; set [learner] data = {source = ...} or this site's data, such as csv:a.csv"
-        )
-    if not separator or kind not in ("sklearn", "npz", "idx", "csv"):
-        if separator and "/" not in kind and not Path(source).expanduser().exists():
-            raise ConfigError(
-                f"data source {source!r} has no known kind; there are sklearn:, npz:, idx: and csv:"
-            )
-        place = source
-        path = Path(source).expanduser()
-        kind = "npz" if path.suffix == ".npz" else "idx" if path.is_dir() else "csv"
+    kind, place, span = _parsed(source)
     match kind:
         case "sklearn":
-            return _load_sklearn(place, options, seed)
+            dataset = _load_sklearn(place, options, seed, span)
         case "npz":
-            return _load_npz(Path(place).expanduser(), options, seed)
+            dataset = _load_npz(Path(place).expanduser(), options, seed, span)
         case "idx":
-            return _load_idx(Path(place).expanduser(), options)
+            dataset = _load_idx(Path(place).expanduser(), options, span)
         case _:
-            return _split_tables(read_tables(place, options), options, seed)
+            dataset = _split_tables(_tables(place, options, span), options, seed)
+    if options.pool == 1:
+        return dataset
+    x_train, image = pooled(dataset.x_train, dataset.image, options.pool)
+    x_test, _ = pooled(dataset.x_test, dataset.image, options.pool)
+    return replace(dataset, x_train=x_train, x_test=x_test, image=image)
+
+
+def rows_in_order(source: str, options: DataOptions) -> NDArray[np.float32]:
+    """The rows of a source as they lie there, (n, k): training rows where it brings test rows of its own.
+
+    An npz needs no labels: it has x, or x_train.   Raises ConfigError.
+    """
+    kind, place, span = _parsed(source)
+    x: NDArray[np.float32]
+    image: Image | None = None
+    match kind:
+        case "sklearn":
+            x, image = _taken(_read_sklearn(place, options)[0], span), _image_of_sklearn(place)
+        case "npz":
+            path = Path(place).expanduser()
+            arrays = _read_npz(path)
+            raw = arrays.get("x", arrays.get("x_train"))
+            if raw is None or raw.ndim < 2 or raw.dtype.kind not in "iufb":
+                raise ConfigError(f"{path} has no numbers x or x_train of shape (n, ...); write one of them")
+            x = _flat_rows(_taken(raw, span), 1.0 if options.scale is None else options.scale)
+            image = _image_of_npz(arrays, raw)
+        case "idx":
+            arrays = read_idx_folder(Path(place).expanduser())
+            x = _flat_rows(_taken(arrays["x_train"], span), _scale_of_idx(arrays, options))
+            image = _image_of_idx(arrays)
+        case _:
+            x = np.concatenate([table.x for table in _tables(place, options, span)])
+    return pooled(x, image, options.pool)[0]
 
 
 def save(path: Path, dataset: Dataset) -> None:
@@ -164,7 +189,30 @@ def _split_rng(seed: int, x: NDArray[Any], y: NDArray[Any]) -> np.random.Generat
     return np.random.default_rng([seed, _SPLIT, int.from_bytes(digest[:8], "little")])
 
 
-def _load_sklearn(name: str, options: DataOptions, seed: int) -> Dataset:
+def _parsed(source: str) -> tuple[str, str, Span | None]:
+    """The kind of a source, its place, and its span."""
+    whole, span = spanned(source)
+    kind, separator, place = whole.partition(":")
+    if not whole:
+        raise ConfigError(
+            "no data source; set [learner] data = {source = ...} or this site's data, such as csv:a.csv"
+        )
+    if not separator or kind not in ("sklearn", "npz", "idx", "csv"):
+        if separator and "/" not in kind and not Path(whole).expanduser().exists():
+            raise ConfigError(
+                f"data source {source!r} has no known kind; there are sklearn:, npz:, idx: and csv:"
+            )
+        place = whole
+        path = Path(whole).expanduser()
+        kind = "npz" if path.suffix == ".npz" else "idx" if path.is_dir() else "csv"
+    return kind, place, span
+
+
+def _taken(rows: Any, span: Span | None) -> Any:
+    return rows if span is None else span.of(rows)
+
+
+def _read_sklearn(name: str, options: DataOptions) -> tuple[NDArray[np.float32], NDArray[np.int64], Any]:
     if name not in _SKLEARN:
         raise ConfigError(f"no data set sklearn:{name}; there are {', '.join(_SKLEARN)}")
     try:
@@ -175,8 +223,16 @@ def _load_sklearn(name: str, options: DataOptions, seed: int) -> Dataset:
         ) from error
     bunch = getattr(datasets, f"load_{name}")()
     scale = _SKLEARN[name] if options.scale is None else options.scale
-    x = (np.asarray(bunch.data) * scale).astype(np.float32)
-    y = np.asarray(bunch.target, np.int64)
+    return (np.asarray(bunch.data) * scale).astype(np.float32), np.asarray(bunch.target, np.int64), bunch
+
+
+def _image_of_sklearn(name: str) -> Image | None:
+    return (1, 8, 8) if name == "digits" else None
+
+
+def _load_sklearn(name: str, options: DataOptions, seed: int, span: Span | None) -> Dataset:
+    x, y, bunch = _read_sklearn(name, options)
+    x, y = _taken(x, span), _taken(y, span)
     train, test = stratified_split(y, options.test_fraction, _split_rng(seed, x, y))
     return Dataset(
         x_train=x[train],
@@ -186,29 +242,46 @@ def _load_sklearn(name: str, options: DataOptions, seed: int) -> Dataset:
         n_classes=len(bunch.target_names),
         features=tuple(str(feature) for feature in bunch.feature_names),
         classes=tuple(str(label) for label in bunch.target_names),
-        image=(1, 8, 8) if name == "digits" else None,
+        image=_image_of_sklearn(name),
     )
 
 
-def _load_npz(path: Path, options: DataOptions, seed: int) -> Dataset:
-    """Arrays x_train, y_train, x_test, y_test, or x and y to be split.
-
-    A row may be an image: (n, h, w) or (n, c, h, w).
-    """
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
-            arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {"one array": archive}
+            return dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {"one array": archive}
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; check the data source") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is not a readable npz of plain arrays: {error}") from error
+
+
+def _image_of_npz(arrays: dict[str, NDArray[Any]], x: NDArray[Any]) -> Image | None:
+    shape = x.shape[1:]
+    if arrays.get("image", np.zeros(0)).shape == (3,):
+        channels, height, width = (int(side) for side in arrays["image"])
+        return channels, height, width
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return (1, shape[0], shape[1]) if len(shape) == 2 else None
+
+
+def _load_npz(path: Path, options: DataOptions, seed: int, span: Span | None) -> Dataset:
+    """Arrays x_train, y_train, x_test, y_test, or x and y to be split.
+
+    A row may be an image: (n, h, w) or (n, c, h, w).
+    """
+    arrays = _read_npz(path)
     if {"x", "y"} <= arrays.keys():
         x, y = arrays["x"], arrays["y"]
         if x.ndim < 2 or y.shape != (len(x),):
             raise ConfigError(f"{path}: x has shape {x.shape} and y {y.shape}, expected (n, ...) and (n,)")
+        x, y = _taken(x, span), _taken(y, span)
         train, test = stratified_split(y, options.test_fraction, _split_rng(seed, x, y))
         arrays |= {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+    elif {"x_train", "y_train"} <= arrays.keys():
+        arrays |= {name: _taken(arrays[name], span) for name in ("x_train", "y_train")}
     lost = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
     if lost:
         raise ConfigError(
@@ -224,10 +297,6 @@ def _load_npz(path: Path, options: DataOptions, seed: int) -> Dataset:
                 f"{path}: {name} is {arrays[name].dtype} of shape {arrays[name].shape},"
                 " expected numbers (n, k)"
             )
-    shape = arrays["x_train"].shape[1:]
-    image = {1: None, 2: (1, *shape)}.get(len(shape), shape if len(shape) == 3 else None)
-    if arrays.get("image", np.zeros(0)).shape == (3,):
-        image = tuple(int(side) for side in arrays["image"])
     top = max((int(arrays[name].max()) for name in ("y_train", "y_test") if arrays[name].size), default=0)
     scale = 1.0 if options.scale is None else options.scale
     return Dataset(
@@ -238,7 +307,7 @@ def _load_npz(path: Path, options: DataOptions, seed: int) -> Dataset:
         n_classes=int(arrays["n_classes"]) if "n_classes" in arrays else max(top + 1, 2),
         features=tuple(str(feature) for feature in arrays.get("features", ())),
         classes=tuple(str(label) for label in arrays.get("classes", ())),
-        image=image,
+        image=_image_of_npz(arrays, arrays["x_train"]),
     )
 
 
@@ -247,23 +316,45 @@ def _flat_rows(x: NDArray[Any], scale: float) -> NDArray[np.float32]:
     return rows if scale == 1.0 else rows * np.float32(scale)
 
 
-def _load_idx(folder: Path, options: DataOptions) -> Dataset:
+def _scale_of_idx(arrays: dict[str, NDArray[Any]], options: DataOptions) -> float:
+    if options.scale is not None:
+        return options.scale
+    # Bytes are intensities 0..255; other types are left as they are.
+    return 1 / 255 if arrays["x_train"].dtype == np.uint8 else 1.0
+
+
+def _image_of_idx(arrays: dict[str, NDArray[Any]]) -> Image | None:
+    shape = arrays["x_train"].shape[1:]
+    return (1, shape[0], shape[1]) if len(shape) == 2 else None
+
+
+def _load_idx(folder: Path, options: DataOptions, span: Span | None) -> Dataset:
     arrays = read_idx_folder(folder)
-    x_train, x_test = arrays["x_train"], arrays["x_test"]
-    scale = options.scale
-    if scale is None:
-        # Bytes are intensities 0..255; other types are left as they are.
-        scale = 1 / 255 if x_train.dtype == np.uint8 else 1.0
-    shape = x_train.shape[1:]
+    scale = _scale_of_idx(arrays, options)
     top = max(int(arrays["y_train"].max()), int(arrays["y_test"].max()))
     return Dataset(
-        x_train=_flat_rows(x_train, scale),
-        y_train=arrays["y_train"].astype(np.int64),
-        x_test=_flat_rows(x_test, scale),
+        x_train=_flat_rows(_taken(arrays["x_train"], span), scale),
+        y_train=_taken(arrays["y_train"], span).astype(np.int64),
+        x_test=_flat_rows(arrays["x_test"], scale),
         y_test=arrays["y_test"].astype(np.int64),
         n_classes=max(top + 1, 2),
-        image=(1, shape[0], shape[1]) if len(shape) == 2 else None,
+        image=_image_of_idx(arrays),
     )
+
+
+def _tables(place: str, options: DataOptions, span: Span | None) -> list[Table]:
+    """The tables of a path or glob; of a span the rows are numbered through all files."""
+    tables = read_tables(place, options)
+    if span is None:
+        return tables
+    ends = np.cumsum([len(table.y) for table in tables])
+    numbers = span.of(np.arange(ends[-1]))
+    taken = []
+    for table, end in zip(tables, ends, strict=True):
+        inside = numbers[(numbers < end) & (numbers >= end - len(table.y))] - (end - len(table.y))
+        if inside.size:
+            taken.append(replace(table, x=table.x[inside], y=table.y[inside]))
+    return taken
 
 
 def _split_tables(tables: list[Table], options: DataOptions, seed: int) -> Dataset:

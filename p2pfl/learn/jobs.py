@@ -21,7 +21,9 @@ from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Validate,
 from p2pfl.learn.factory import data_set_of, release_of, samples_of, schema_hash_of, statistics_of, tensors_of
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, Site
+from p2pfl.learn.lessons import Lessons
 from p2pfl.release import Release
+from p2pfl.work import Expected, Work, Worked
 
 __all__ = ["Ready", "Workshop", "reason"]
 
@@ -38,6 +40,7 @@ class Ready:
     statistics: (k,) float64, empty when the learner pools none.
     schema: the names and shapes of the tensors in the vector, None when the learner does not say.
     data_set: names the site's rows.   release: what a fit releases of them, when the learner adds noise.
+    expected: what knowledge the learner can give, None when the run exchanges none.
     """
 
     parameters: Vector
@@ -47,6 +50,7 @@ class Ready:
     schema: Schema | None = None
     data_set: str = ""
     release: Release | None = None
+    expected: Expected | None = None
 
 
 class Workshop:
@@ -68,6 +72,7 @@ class Workshop:
         try:
             self._learner = build(replace(site, progress=lambda: self._progress))
             self._first = _checked_vector(self._learner.parameters(), None)
+            self._lessons = Lessons(self._learner, self._site)
         except (Exception, SystemExit) as error:
             raise LearnerError(reason(error)) from error
 
@@ -87,6 +92,7 @@ class Workshop:
                 schema=tensors_of(self._learner),
                 data_set=data_set_of(self._learner, self._site),
                 release=release_of(self._learner),
+                expected=self._lessons.expected(),
             )
         except (Exception, SystemExit) as error:
             raise LearnerError(reason(error)) from error
@@ -109,6 +115,29 @@ class Workshop:
             return Trained(round=job.round, parameters=None, fault=self.fault)
         self.fault = ""
         return Trained(round=job.round, parameters=parameters, metrics=metrics, learner_state=state)
+
+    def work(self, job: Work) -> Worked:
+        """Do what an exchange of knowledge asks; `fault` in place of a result when the user's code failed."""
+        self._progress = job.progress
+        try:
+            self._prepare(job.statistics, job.learner_state)
+            start = _checked_vector(job.parameters, self._first.size)
+            done = self._lessons.do(job.job, start, np.random.default_rng(job.seed))
+            after = done.parameters
+            parameters = None if after is None else _checked_vector(after, self._first.size)
+            metrics, state = _checked_metrics(done.metrics), self._state()
+        except (Exception, SystemExit) as error:
+            self.fault = reason(error)
+            return Worked(round=job.round, number=job.number, result=None, fault=self.fault)
+        self.fault = ""
+        return Worked(
+            round=job.round,
+            number=job.number,
+            result=done.result,
+            parameters=parameters,
+            metrics=metrics,
+            learner_state=state,
+        )
 
     def evaluate(self, job: Evaluate, learner_state: bytes = b"") -> Evaluated:
         """Measure as `job` says; no metrics when the user's code failed, and the reason in `fault`.

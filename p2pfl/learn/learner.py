@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.events import Metrics, Vector
+from p2pfl.work import Expected
 
 __all__ = [
     "VALIDATION_ROWS",
@@ -20,8 +21,11 @@ __all__ = [
     "Embeds",
     "Learner",
     "LearnerFactory",
+    "Pairs",
     "Near",
+    "OwnRows",
     "Site",
+    "Splits",
     "Update",
 ]
 
@@ -66,6 +70,9 @@ class Site:
     fit that looks at it between batches returns its partial work.  `progress()` is the share of training
     rounds done, 0..1, for schedules.  `dataset` is the rows themselves where a driver already holds them.
     `dp_sgd` is set where the agreement protects single rows; the learner then says what it does (`release`).
+    `role` is which of `[learner.roles]` the site plays; `options` is then what `[learner]` says to that role.
+    `exchange` is the kind of knowledge exchanged, and `probe_source`, `probe_digest`, `probe_samples` the
+    probe set where there is one.
     """
 
     data: str = ""
@@ -75,6 +82,11 @@ class Site:
     options: Any = None
     dataset: Any = None
     dp_sgd: DpSgd | None = None
+    role: str = ""
+    exchange: str = "none"
+    probe_source: str = ""
+    probe_digest: str = ""
+    probe_samples: int = 0
     should_stop: Callable[[], bool] = _never
     progress: Callable[[], float] = _zero
 
@@ -90,8 +102,10 @@ class Learner(Protocol):
     `data_set() -> str`: names the rows in the privacy account, instead of `site.data`.
     `release() -> Release | None`: what one whole fit releases, when the learner noises the gradients of rows.
 
-    Exchange of knowledge needs more: `Answers` and `Distills` for probes, `Embeds` and `Near` for prototypes.
-    Rows `x` come there raw, as the run's data source gives them, and the learner prepares them like its own.
+    Exchange of knowledge needs more: `Answers` and `Distills` for probes, where `OwnRows` helps; `Embeds`,
+    `Near` and `OwnRows` for prototypes; `Splits` and `OwnRows` for hubs; `Pairs` for proxies.
+    `classes() -> int`: how many there are, where no `answer` shows it.   Rows `x` come raw, as the run's data
+    source gives them, (n, k), and the learner prepares them like its own.
     """
 
     def parameters(self) -> Vector:
@@ -170,6 +184,101 @@ class Near(Protocol):
         prototypes: (K, h).   known: (K,), where there is a prototype.   With weight 0 it is `fit`.
         Source: Tan et al. 2022, arXiv:2105.00243, equation (4), with a squared distance.
         """
+        ...
+
+
+@runtime_checkable
+class OwnRows(Protocol):
+    """A learner that shows its training rows, so that others can teach it about them."""
+
+    def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The training rows raw, (n, ...), and their classes 0..K-1, (n,): always the same, in one order.
+
+        A sample is known by its number in them.
+        """
+        ...
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """A learner of two models that teach each other; `parameters` are the one's that travels (ProxyFL)."""
+
+    def fit_mutual(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        *,
+        alpha: float,
+        beta: float,
+        temperature: float,
+    ) -> Update:
+        """`fit` of both: the proxy on (1 - alpha) CE + alpha T^2 KL, the private model so with beta."""
+        ...
+
+
+@runtime_checkable
+class Splits(Protocol):
+    """A learner whose model is cut in two (FedGKT): `parameters` are the edge's, the hub's model stays here.
+
+    `n` samples, `d` hidden values of each, `m` parameters of the hub's model.
+    """
+
+    def expected(self) -> Expected:
+        """What it can give; the same in every process."""
+        ...
+
+    def fit_taught(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        labels: NDArray[np.int64],
+        targets: NDArray[np.floating] | None,
+        rng: np.random.Generator,
+        *,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        is_frozen: bool = False,
+    ) -> Update:
+        """`fit` on CE + alpha T^2 KL of rows (n, ...); targets (n, K) probabilities, or None without KL."""
+        ...
+
+    def features(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Hidden values, (n, d), of rows (n, ...) in eval mode."""
+        ...
+
+    def answer(self, parameters: Vector, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits of the edge's own head, (n, K)."""
+        ...
+
+    def learn(
+        self,
+        hidden: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        epochs: int | None = None,
+    ) -> Metrics:
+        """Train the hub's model on hidden values (n, d); epochs: None is its own number."""
+        ...
+
+    def hub_answer(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of the hub's model as it stands, (n, K), of hidden values (n, d)."""
+        ...
+
+    def hub_model(self) -> Vector:
+        """The hub's model, (m,)."""
+        ...
+
+    def adopt_hub_model(self, model: Vector) -> None:
+        """From now on the hub's model is `model`, (m,)."""
+        ...
+
+    @property
+    def holds_hub_model(self) -> bool:
+        """Whether the hub's model knows anything: it was trained here, or came from a hub."""
         ...
 
 

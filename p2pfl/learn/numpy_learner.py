@@ -209,6 +209,14 @@ class NumpyLearner:
         """The number of training rows."""
         return len(self._dataset.x_train)
 
+    def classes(self) -> int:
+        """The number of classes."""
+        return self._dataset.n_classes
+
+    def own_rows(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The training rows raw, (n, k), and their classes, (n,)."""
+        return self.rows.raw_train, self._dataset.y_train
+
     def data_set(self) -> str:
         """What names the site's rows in its privacy account."""
         return self.rows.digest()

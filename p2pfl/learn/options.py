@@ -36,7 +36,8 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Where the rows come from and how a row is read.
 
     source: `sklearn:NAME`, `npz:PATH`, `idx:DIR` or `csv:PATH-OR-GLOB`; a site's own `data` comes before it.
-    The rest is for csv, except `test_fraction` and `scale`.
+    `#FIRST-LAST` behind it takes the rows FIRST to LAST - 1, from 0.
+    The rest is for csv, except `test_fraction`, `scale` and `pool`.
     label: the column to predict.   target: instead, a test that makes a binary label, such as `num > 0`.
     classes: the labels in class order; empty takes the sorted labels found: set it when a site may lack one.
     columns: names for a file without a header line (1, 2, ... otherwise).
@@ -45,6 +46,7 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     missing: cells that mean "unknown".   zero_is_missing: columns where 0 means it too.
     test_fraction: share of each class, in each file, kept for evaluation.
     scale: factor on every feature; None is 1/16 for digits, 1/255 for idx bytes and 1 otherwise.
+    pool: of images each `pool` x `pool` square is replaced by its mean.
     """
 
     source: str = ""
@@ -58,6 +60,7 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     zero_is_missing: tuple[str, ...] = ()
     test_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     scale: _Positive | None = None
+    pool: Annotated[int, Meta(ge=1, le=256)] = 1
 
 
 class ModelOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

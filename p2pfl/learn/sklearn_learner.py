@@ -205,6 +205,12 @@ class SklearnLearner:
         """The number of training rows."""
         return len(self._x_train)
 
+    def own_rows(self) -> tuple[_Array, NDArray[np.int64]]:
+        """The training rows, (n, k), and their classes 0..K-1, (n,).  Raises LearnerError for a regressor."""
+        if self._classes is None:
+            raise LearnerError("a regressor's rows have no classes; exchange its weights instead")
+        return self._x_train, np.searchsorted(self._classes, self._y_train)
+
     def schema(self) -> Schema:
         """The names and shapes of the tensors in the vector."""
         return self._schema

@@ -108,6 +108,11 @@ class Rows:
         """Whether the rows may be trained on."""
         return self.mode == "none" or self._scaling is not None
 
+    @property
+    def raw_train(self) -> _Float32:
+        """The training rows as they came, (n, k)."""
+        return self._raw_train
+
     def digest(self) -> str:
         """What names these rows, 64 hex digits: equal however they are ordered, split or standardised."""
         rows = (row.tobytes() for part in (self._raw_train, self._raw_test) for row in part)

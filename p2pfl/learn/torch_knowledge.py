@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from p2pfl.errors import ConfigError, LearnerError
+from p2pfl.learn.torch_descent import TaughtCriterion
 
 __all__ = [
     "Criterion",
@@ -22,7 +23,6 @@ __all__ = [
     "embedding_layer",
     "in_batches",
     "near",
-    "study",
     "taught",
     "two_sided",
 ]
@@ -136,41 +136,28 @@ def near(
 
 
 def taught(
-    model: nn.Module, lesson: Lesson, *, temperature: float, alpha: float
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The loss of a batch: alpha times `lesson`, and cross-entropy where there are labels (b,)."""
+    model: nn.Module,
+    lesson: Lesson,
+    *,
+    temperature: float,
+    alpha: float,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> TaughtCriterion:
+    """The loss of a batch: alpha times `lesson` where there is a teacher, and `loss` where there are classes.
 
-    def criterion(inputs: Tensor, p: Tensor, labels: Tensor | None) -> Tensor:
-        z = two_sided(model(inputs))
-        if z.shape[1] != p.shape[1]:
-            raise LearnerError(f"the model has {z.shape[1]} classes, its teacher {p.shape[1]}")
-        loss = alpha * lesson(z, p, temperature)
-        return loss if labels is None else loss + cross_entropy(z, labels)
+    The loss gets the model's outputs as they are when it is not cross-entropy.
+    """
+
+    def criterion(inputs: Tensor, p: Tensor | None, labels: Tensor | None) -> Tensor:
+        outputs = model(inputs)
+        z = two_sided(outputs)
+        terms = []
+        if p is not None:
+            if z.shape[1] != p.shape[1]:
+                raise LearnerError(f"the model has {z.shape[1]} classes, its teacher {p.shape[1]}")
+            terms.append(alpha * lesson(z, p, temperature))
+        if labels is not None:
+            terms.append(loss(z if loss is cross_entropy else outputs, labels))
+        return sum(terms[1:], start=terms[0])
 
     return criterion
-
-
-def study(
-    criterion: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    p: Tensor,
-    labels: Tensor | None,
-    order: NDArray[np.int64],
-    should_stop: Callable[[], bool],
-) -> tuple[int, dict[str, float]]:
-    """Steps of `optimizer` over the batches of `order`, (steps, b) row numbers, until `should_stop`.
-
-    inputs: (n, ...), p: (n, K), labels: (n,) or None.   returns: the rows seen, and `distill_loss`.
-    """
-    samples, total = 0, 0.0
-    for rows in map(torch.from_numpy, order):
-        if should_stop():
-            break
-        optimizer.zero_grad()
-        loss = criterion(inputs[rows], p[rows], None if labels is None else labels[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        samples += len(rows)
-        total += float(loss.detach()) * len(rows)
-    return samples, {"distill_loss": total / samples} if samples else {}

@@ -5,7 +5,8 @@ is not shared (a private head, integer buffers) and what the optimizer remembers
 `state`.  The global torch generator is seeded inside `fit` and put back, so dropout repeats.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from p2pfl.learn.batches import batches
 from p2pfl.learn.distill import check_lesson
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import VALIDATION_ROWS, DpSgd, Update
-from p2pfl.learn.optimizer_state import pack_optimizer, unpack_optimizer
 from p2pfl.learn.seeding import seeded
 from p2pfl.learn.standardise import Rows
+from p2pfl.learn.torch_descent import Taught, TaughtCriterion, descend, passes, still, study
 from p2pfl.learn.torch_knowledge import (
     Criterion,
     Lesson,
@@ -32,22 +33,24 @@ from p2pfl.learn.torch_knowledge import (
     embedding_layer,
     in_batches,
     near,
-    study,
     taught,
     two_sided,
 )
-from p2pfl.learn.torch_metrics import Measurement
+from p2pfl.learn.torch_metrics import mean_loss, measured
+from p2pfl.learn.torch_optimizer import MakeOptimizer, Optimizers
+from p2pfl.learn.torch_rows import rows_of
 from p2pfl.learn.torch_vector import SeededLoader, Tensors
 from p2pfl.release import Release
 
 __all__ = ["TorchLearner"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Fit = Callable[[nn.Module, Any], Mapping[str, float] | None]
 MeasureMore = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 _OPTIMIZER = "optimizer."
+# Rows of a step where the loader does not say: p2pfl's own default.
+_BATCH = 32
 
 
 class TorchLearner:
@@ -96,12 +99,13 @@ class TorchLearner:
         self.progress: Callable[[], float] = lambda: 0.0
         self.dp_sgd: DpSgd | None = None
         self._model, self._train, self._test = model, train, test
-        self._loss, self._make_optimizer, self._user_fit = loss, optimizer, fit
-        self._measure_more, self._schedule, self._rows = metrics, schedule, rows
-        self._reset_optimizer, self._widen_hash = reset_optimizer, schema_hash
+        self._loss, self._user_fit, self._measure_more = loss, fit, metrics
+        self._rows, self._widen_hash = rows, schema_hash
+        self._optimizers = optimizer and Optimizers(
+            optimizer, model, reset=reset_optimizer, schedule=schedule
+        )
         self._release, self._embedding_name, self._lesson = release, embedding, lesson
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._base_rates: list[float] = []
+        self._own_rows: tuple[NDArray[Any], NDArray[np.int64]] | None = None
         self._tensors = Tensors(model, tuple(share))
 
     def parameters(self) -> Vector:
@@ -169,25 +173,53 @@ class TorchLearner:
 
         Raises LearnerError also where the learner has no optimizer of ours, and as `fit` does.
         """
-        if self._make_optimizer is None:
+        if self._optimizers is None:
             raise LearnerError("a learner with its own fit cannot distil; give it optimizer too")
         if labels is not None:
             self._refuse_unaccounted("distill with labels")
         check_lesson(len(x), targets, targets.shape[-1], temperature)
-        optimizer, _ = self._new_optimizer()
-        return self._trained(
-            parameters,
-            rng,
-            lambda: study(
-                taught(self._model, self._lesson, temperature=temperature, alpha=alpha),
-                optimizer,
-                self._inputs(x),
-                self._to_device(torch.from_numpy(np.array(targets, np.float32))),
-                None if labels is None else self._to_device(torch.from_numpy(np.array(labels))),
-                batches(len(x), batch, -(-epochs * len(x) // max(1, min(batch, len(x)))), rng),
-                self.should_stop,
-            ),
+        steps = -(-epochs * len(x) // max(1, min(batch, len(x))))
+        rows = Taught(x=x, p=targets, labels=labels, order=batches(len(x), batch, steps, rng))
+        criterion = taught(self._model, self._lesson, temperature=temperature, alpha=alpha)
+        new = partial(self._optimizers.new, self.progress())
+        return self._trained(parameters, rng, lambda: self._study(rows, criterion, new(), "distill_loss"))
+
+    def fit_taught(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        labels: NDArray[np.int64],
+        targets: NDArray[np.floating] | None,
+        rng: np.random.Generator,
+        *,
+        steps: int | None = None,
+        batch: int | None = None,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        still_part: str = "",
+    ) -> Update:
+        """`fit` on rows (n, ...) of classes (n,), with a teacher's beliefs (n, K) beside them, or None.
+
+        The loss is the learner's own plus alpha times the lesson; steps, batch and optimizer are those of
+        `fit` unless they are given.   still_part: a submodule that stays as it is.
+        """
+        loss, optimizers = self._loss, self._optimizers
+        if loss is None or optimizers is None or self._user_fit is not None:
+            raise LearnerError("own fit cannot be taught; give loss and optimizer instead")
+        self._refuse_unaccounted("fit_taught")
+        if targets is not None:
+            check_lesson(len(x), targets, targets.shape[-1], temperature)
+        size = batch or getattr(self._train, "batch_size", None) or _BATCH
+        rows = Taught(
+            x=x, p=targets, labels=labels, order=batches(len(x), size, steps or self.local_steps, rng)
         )
+        criterion = taught(self._model, self._lesson, temperature=temperature, alpha=alpha, loss=loss)
+
+        def train() -> tuple[int, Mapping[str, float]]:
+            with still(self._model, still_part):
+                return self._study(rows, criterion, optimizers.of_fit(self.progress()), "train_loss")
+
+        return self._trained(parameters, rng, train)
 
     def evaluate(self, parameters: Vector) -> Metrics:
         """On the test rows, in eval mode: `loss` where one was given, `accuracy` for classes, `auc` for two.
@@ -197,13 +229,15 @@ class TorchLearner:
         if self._rows is not None:
             self._rows.check_ready()
         self._tensors.adopt(parameters)
-        self._model.eval()
-        measurement = Measurement(self._loss, self._measure_more)
-        with torch.no_grad():
-            for inputs, targets in self._test:
-                inputs, targets = self._to_device(inputs), self._to_device(targets)
-                measurement.add(self._model(inputs), targets)
-        return measurement.result()
+        return self._measured(self._model)
+
+    def evaluate_above(self, parameters: Vector, above: "TorchLearner", theirs: Vector) -> Metrics:
+        """`evaluate` of what `above` with `theirs` makes of the embeddings, (b, h), of the test rows."""
+        self._tensors.adopt(parameters)
+        above._tensors.adopt(theirs)
+        above._model.eval()
+        layer = self._embedding()
+        return self._measured(lambda inputs: above._model(embed(self._model, layer, inputs)))
 
     def validate(self, parameters: Vector, rng: np.random.Generator) -> float:
         """The mean loss on training batches of at least VALIDATION_ROWS rows together, in eval mode.
@@ -217,16 +251,8 @@ class TorchLearner:
         self._tensors.adopt(parameters)
         self._model.eval()
         loader_seed, global_seed = (int(seed) for seed in rng.integers(2**63, size=2))
-        total, rows = 0.0, 0
-        with torch.no_grad(), seeded(global_seed), SeededLoader(self._train, loader_seed):
-            for inputs, targets in self._train:
-                inputs, targets = self._to_device(inputs), self._to_device(targets)
-                total += float(self._loss(self._model(inputs), targets)) * len(targets)
-                rows += len(targets)
-                if rows >= VALIDATION_ROWS:
-                    break
-        loss = total / rows if rows else np.nan
-        return np.inf if rows and not np.isfinite(loss) else loss
+        with seeded(global_seed), SeededLoader(self._train, loader_seed):
+            return mean_loss(self._model, self._loss, self._train, self._to_device, VALIDATION_ROWS)
 
     def predict(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """The model's outputs, as it stands and in eval mode, for raw rows (n, ...)."""
@@ -238,6 +264,16 @@ class TorchLearner:
         if rows is not None and hasattr(rows, "__len__"):
             return len(rows)
         return sum(len(targets) for _, targets in self._train)
+
+    def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The training rows raw, (n, ...), and their classes, (n,): the loader's data set in its order.
+
+        Each is read once: one that augments is known by its first draw.   Raises as torch_rows.py says.
+        """
+        if self._own_rows is None:
+            self._own_rows = rows_of(self._train)
+        x, y = self._own_rows
+        return (x if self._rows is None else self._rows.raw_train), y
 
     def data_set(self) -> str:
         """What names the site's rows in its privacy account; empty where they are the user's to read."""
@@ -277,9 +313,8 @@ class TorchLearner:
     def state(self) -> bytes:
         """What must survive a crash, as safetensors: private tensors, and the optimizer where it is kept."""
         tensors = self._tensors.packed()
-        if self._optimizer is not None and not self._reset_optimizer:
-            packed = pack_optimizer(self._optimizer)
-            tensors |= {_OPTIMIZER + name: tensor for name, tensor in packed.items()}
+        if self._optimizers is not None:
+            tensors |= {_OPTIMIZER + name: tensor for name, tensor in self._optimizers.packed().items()}
         return save(tensors) if tensors else b""
 
     def restore(self, state: bytes) -> None:
@@ -287,9 +322,8 @@ class TorchLearner:
         tensors = load(state) if state else {}
         self._tensors.unpack({n: t for n, t in tensors.items() if not n.startswith(_OPTIMIZER)})
         packed = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
-        self._optimizer = None
-        if packed and not self._reset_optimizer:
-            unpack_optimizer(self._fresh_optimizer(), packed)
+        if self._optimizers is not None:
+            self._optimizers.unpack(packed, self.progress())
 
     def _inputs(self, x: NDArray[Any]) -> Tensor:
         """Raw rows as the module sees them."""
@@ -300,6 +334,10 @@ class TorchLearner:
     def _outputs(self, x: NDArray[Any]) -> Tensor:
         self._model.eval()
         return in_batches(self._model, self._inputs(x)).float()
+
+    def _measured(self, model: Callable[[Tensor], Tensor]) -> Metrics:
+        self._model.eval()
+        return measured(model, self._test, self._to_device, self._loss, self._measure_more)
 
     def _refuse_unaccounted(self, what: str) -> None:
         if self.dp_sgd is not None:
@@ -331,69 +369,34 @@ class TorchLearner:
                 samples, measured = train()
                 vector = self._tensors.trained()
         except BaseException:
-            self._optimizer = None
+            if self._optimizers is not None:
+                self._optimizers.forget()
             raise
         return Update(
             parameters=vector, samples=samples, metrics={name: float(v) for name, v in measured.items()}
         )
 
-    def _new_optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
-        """A new optimizer at the schedule's rate of this round, and the rates without the schedule."""
-        assert self._make_optimizer is not None
-        optimizer = self._make_optimizer(self._model.parameters())
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._set_rates(optimizer, rates)
-        return optimizer, rates
+    def _study(
+        self, rows: Taught, criterion: TaughtCriterion, optimizer: torch.optim.Optimizer, name: str
+    ) -> tuple[int, Mapping[str, float]]:
+        def tensor(array: NDArray[Any] | None, kind: type) -> Tensor | None:
+            return None if array is None else self._to_device(torch.from_numpy(np.array(array, kind)))
 
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        self._optimizer, self._base_rates = self._new_optimizer()
-        return self._optimizer
-
-    def _set_rates(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
-        if self._schedule is not None:
-            factor = self._schedule(self.progress())
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        p, labels = tensor(rows.p, np.float32), tensor(rows.labels, np.int64)
+        return study(
+            criterion, optimizer, self._inputs(rows.x), p, labels, rows.order, self.should_stop, name
+        )
 
     def _descend(self, criterion: Criterion) -> tuple[int, dict[str, float]]:
         """The standard loop over batches; gives rows seen and their mean loss."""
-        optimizer = self._optimizer
-        if optimizer is None or self._reset_optimizer:
-            optimizer = self._fresh_optimizer()
-        self._set_rates(optimizer, self._base_rates)
+        assert self._optimizers is not None
+        optimizer = self._optimizers.of_fit(self.progress())
         if self.dp_sgd is not None:
             assert self._loss is not None
             how: dict[str, Any] = {"steps": self.local_steps, "should_stop": self.should_stop}
             return dp_sgd.descend(self._model, optimizer, self._loss, self._train, dp_sgd=self.dp_sgd, **how)
-        samples, total = 0, 0.0
-        for inputs, targets in self._batches():
-            inputs, targets = self._to_device(inputs), self._to_device(targets)
-            optimizer.zero_grad()
-            loss = criterion(inputs, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            samples += len(targets)
-            total += float(loss.detach()) * len(targets)
-        return samples, {"train_loss": total / samples} if samples else {}
-
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        """`local_steps` batches, through the loader again and again, until the site says stop."""
-        left = self.local_steps
-        while True:
-            found = False
-            for inputs, targets in self._train:
-                found = True
-                if self.should_stop():
-                    return
-                yield inputs, targets
-                if left is not None:
-                    left -= 1
-                    if left <= 0:
-                        return
-            if not found:
-                raise LearnerError("the training loader gave no batch; check the site's data and drop_last")
-            if left is None:
-                return
+        batches_of = passes(self._train, self.local_steps, self.should_stop)
+        return descend(criterion, optimizer, batches_of, self._to_device)
 
     def _to_device(self, value: Any) -> Any:
         return value.to(self._tensors.device) if isinstance(value, Tensor) else value

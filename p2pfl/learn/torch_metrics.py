@@ -1,6 +1,7 @@
 """What a torch model gets right, batch by batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from p2pfl.errors import LearnerError
 from p2pfl.learn import metrics
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "mean_loss", "measured"]
 
 _LOGIT_LOSSES = ("binary_cross_entropy_with_logits", "BCEWithLogitsLoss")
 _PROBABILITY_LOSSES = ("binary_cross_entropy", "BCELoss")
@@ -80,3 +81,39 @@ class Measurement:
     def _keep(self, scores: Tensor, labels: Tensor) -> None:
         self._scores.append(scores.to("cpu", torch.float32))
         self._labels.append(labels.cpu())
+
+
+def measured(
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    to_device: Callable[[Any], Any],
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
+    more: Callable[[Tensor, Tensor], Mapping[str, float]] | None,
+) -> dict[str, float]:
+    """What `model` gets right in `batches` of (inputs, targets), without gradients."""
+    measurement = Measurement(loss, more)
+    with torch.no_grad():
+        for inputs, targets in batches:
+            inputs, targets = to_device(inputs), to_device(targets)
+            measurement.add(model(inputs), targets)
+    return measurement.result()
+
+
+def mean_loss(
+    model: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    to_device: Callable[[Any], Any],
+    least_rows: int,
+) -> float:
+    """The mean on the first batches of `least_rows` rows together: infinite when not finite, NaN of none."""
+    total, rows = 0.0, 0
+    with torch.no_grad():
+        for inputs, targets in batches:
+            inputs, targets = to_device(inputs), to_device(targets)
+            total += float(loss(model(inputs), targets)) * len(targets)
+            rows += len(targets)
+            if rows >= least_rows:
+                break
+    mean = total / rows if rows else np.nan
+    return np.inf if rows and not np.isfinite(mean) else mean

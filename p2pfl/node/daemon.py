@@ -22,9 +22,10 @@ from p2pfl.net.transport import Gate, Transport
 from p2pfl.node import control
 from p2pfl.node.desk import Desk
 from p2pfl.node.inline_learner import InlineLearner
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 from p2pfl.node.learner_process import LearnerProcess
-from p2pfl.node.node import Clock, Learning, Node, Outcome
+from p2pfl.node.learning import Learning
+from p2pfl.node.node import Clock, Node, Outcome
 from p2pfl.node.store import Store
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer

@@ -10,9 +10,13 @@ import trio
 from p2pfl.events import Evaluate, Evaluated, Train, Trained, Validate, Validated
 from p2pfl.learn.jobs import Ready, Workshop
 from p2pfl.learn.learner import LearnerFactory, Site
-from p2pfl.node.learner_child import LearnerSpec, open_workshop
+from p2pfl.node.learner_child import open_workshop
+from p2pfl.node.learner_messages import LearnerSpec
+from p2pfl.work import Work, Worked
 
 __all__ = ["InlineLearner"]
+
+_NOT_STARTED = "the learner has not been started, or was closed"
 
 
 class InlineLearner:
@@ -56,22 +60,29 @@ class InlineLearner:
         async with self._turn:
             workshop = self._workshop
             if workshop is None:
-                self.fault = "the learner has not been started, or was closed"
+                self.fault = _NOT_STARTED
                 return Trained(round=job.round, parameters=None, fault=self.fault)
-            self._stop = False
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_at, job.deadline)
-                trained: Trained = await self._runner(partial(workshop.train, job))
-                nursery.cancel_scope.cancel()
+            trained: Trained = await self._until(job.deadline, partial(workshop.train, job))
             self.fault = workshop.fault
             return trained
+
+    async def work(self, job: Work) -> Worked:
+        """Do what an exchange of knowledge asks; partial work as `train` gives it."""
+        async with self._turn:
+            workshop = self._workshop
+            if workshop is None:
+                self.fault = _NOT_STARTED
+                return Worked(round=job.round, number=job.number, result=None, fault=self.fault)
+            worked: Worked = await self._until(job.deadline, partial(workshop.work, job))
+            self.fault = workshop.fault
+            return worked
 
     async def evaluate(self, job: Evaluate) -> Evaluated:
         """Measure; no metrics when that failed, and the reason in `fault`."""
         async with self._turn:
             workshop = self._workshop
             if workshop is None:
-                self.fault = "the learner has not been started, or was closed"
+                self.fault = _NOT_STARTED
                 return Evaluated(round=job.round, metrics={})
             self._stop = False
             evaluated: Evaluated = await self._runner(partial(workshop.evaluate, job))
@@ -83,7 +94,7 @@ class InlineLearner:
         async with self._turn:
             workshop = self._workshop
             if workshop is None:
-                self.fault = "the learner has not been started, or was closed"
+                self.fault = _NOT_STARTED
                 return Validated(round=job.round, losses=np.full(len(job.models), np.nan))
             self._stop = False
             validated: Validated = await self._runner(partial(workshop.validate, job))
@@ -93,6 +104,15 @@ class InlineLearner:
     async def aclose(self) -> None:
         """Forget the learner.  Later jobs are answered with a fault."""
         self._workshop = None
+
+    async def _until(self, deadline: float, job: Callable[[], Any]) -> Any:
+        """What `job` gives; `site.should_stop()` is true from the deadline on."""
+        self._stop = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_at, deadline)
+            result = await self._runner(job)
+            nursery.cancel_scope.cancel()
+        return result
 
     async def _stop_at(self, deadline: float) -> None:
         await trio.sleep_until(deadline)

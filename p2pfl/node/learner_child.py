@@ -2,16 +2,17 @@
 
 Theory of operation.  The daemon (node/learner_process.py) starts this process with three descriptors of
 its own: two pipes for messages and an anonymous memory file for vectors.  Standard output and error are
-the user's code's to use.  A message is a 4-byte little-endian length and one tagged MessagePack map; the
-large vectors never pass through a pipe.
+the user's code's to use.  Messages are those of node/learner_messages.py; models never pass through a pipe,
+what an exchange of knowledge gives and takes does (node/learner_jobs.py).
 
     daemon                       here
     Begin(spec)            ->    build the learner
                            <-    Built(d, ...), or Failed(reason)
     Map(d): memory sized   ->    map it, put the first parameters in the second slot
                            <-    Mapped
-    Fit | Measure | Score  ->    work on the first slot, answer in the second
-                           <-    Fitted | Measured | Scored   (again and again)
+    Fit | Do | Measure | Score   work on the first slot, answer in the second
+                           ->
+                           <-    Fitted | Did | Measured | Scored   (again and again)
     end of file            ->    exit
 
 The memory holds one page whose first byte is the stop flag, then two slots of d float32.  This process
@@ -26,7 +27,7 @@ import signal
 import struct
 import sys
 from functools import partial
-from typing import TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,30 +35,33 @@ import numpy as np
 from p2pfl.errors import LearnerError, P2PFLError
 from p2pfl.events import Evaluate, Train, Vector
 from p2pfl.learn.factory import build, resolve
-from p2pfl.learn.flat import Schema
 from p2pfl.learn.jobs import Workshop, reason
-from p2pfl.learn.learner import DpSgd, LearnerFactory, Site
+from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.learn.options import LearnerOptions
-from p2pfl.release import Release
+from p2pfl.node.learner_jobs import pack, unpack_job
+from p2pfl.node.learner_messages import (
+    Begin,
+    Built,
+    Did,
+    Do,
+    Failed,
+    Fit,
+    Fitted,
+    LearnerSpec,
+    Map,
+    Mapped,
+    Measure,
+    Measured,
+    Reply,
+    Request,
+    Score,
+    Scored,
+    frame,
+)
+from p2pfl.work import Work
 
 __all__ = [
     "PAGE_BYTES",
-    "MAX_MESSAGE_BYTES",
-    "LearnerSpec",
-    "Begin",
-    "Map",
-    "Fit",
-    "Measure",
-    "Score",
-    "Request",
-    "Built",
-    "Mapped",
-    "Fitted",
-    "Measured",
-    "Scored",
-    "Failed",
-    "Reply",
-    "frame",
     "slots",
     "open_workshop",
     "die_with",
@@ -66,119 +70,8 @@ __all__ = [
 
 # The stop flag has a page to itself: x86-64 and arm64 align the slots behind it for any vector unit.
 PAGE_BYTES = 4096
-# A learner state is the largest thing in a message: Adam's moments of 100 million parameters are 800 MB.
-MAX_MESSAGE_BYTES = 1 << 30
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
-
-
-class LearnerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to build a site's learner anywhere: `options` is a LearnerOptions as JSON."""
-
-    options: bytes
-    data: str = ""
-    name: str = "site"
-    seed: int = 0
-    dp_sgd: DpSgd | None = None
-
-
-class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Build the learner."""
-
-    spec: LearnerSpec
-
-
-class Map(msgspec.Struct, frozen=True, tag=True):
-    """The memory now has two slots of `d` float32."""
-
-    d: int
-
-
-class Fit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """`events.Train`, its parameters in the first slot.  seed: decimal, of any size."""
-
-    round: int
-    seed: tuple[str, ...]
-    progress: float
-    statistics: bytes | None
-    learner_state: bytes
-
-
-class Measure(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """`events.Evaluate`, its parameters in the first slot."""
-
-    round: int
-    statistics: bytes | None
-    learner_state: bytes
-
-
-class Score(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """One model of `events.Validate`, in the first slot.  seed: decimal, of any size."""
-
-    seed: tuple[str, ...]
-    statistics: bytes | None
-    learner_state: bytes
-
-
-class Built(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """`jobs.Ready`; its parameters follow in the second slot with `Mapped`."""
-
-    d: int
-    samples: int
-    schema_hash: bytes
-    statistics: bytes
-    schema: Schema | None
-    data_set: str
-    release: Release | None
-
-
-class Mapped(msgspec.Struct, frozen=True, tag=True):
-    """The first parameters are in the second slot."""
-
-
-class Fitted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """`events.Trained`; unless there is a fault, its parameters are in the second slot."""
-
-    round: int
-    metrics: dict[str, float]
-    learner_state: bytes
-    fault: str
-
-
-class Measured(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """`events.Evaluated`, and why it has no metrics."""
-
-    round: int
-    metrics: dict[str, float]
-    fault: str
-
-
-class Scored(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """One loss of `events.Validated`, and why there is none."""
-
-    loss: float
-    fault: str
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The learner could not be built."""
-
-    reason: str
-
-
-Request: TypeAlias = Begin | Map | Fit | Measure | Score
-Reply: TypeAlias = Built | Mapped | Fitted | Measured | Scored | Failed
-
-
-def frame(message: Request | Reply) -> bytes:
-    """`message` with its length in front.  Raises LearnerError above MAX_MESSAGE_BYTES."""
-    body = msgspec.msgpack.encode(message)
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise LearnerError(
-            f"the learner's state takes {len(body)} bytes, at most {MAX_MESSAGE_BYTES} are kept; "
-            "return less from state()"
-        )
-    return struct.pack("<I", len(body)) + body
 
 
 def slots(memory: mmap.mmap, d: int) -> tuple[Vector, Vector]:
@@ -209,6 +102,11 @@ def open_workshop(spec: LearnerSpec, site: Site, factory: LearnerFactory | None 
         options=options,
         dataset=site.dataset,
         dp_sgd=spec.dp_sgd,
+        role=spec.role,
+        exchange=spec.exchange,
+        probe_source=spec.probe_source,
+        probe_digest=spec.probe_digest,
+        probe_samples=spec.probe_samples,
         should_stop=site.should_stop,
     )
     return Workshop(partial(build, chosen), whole)
@@ -244,6 +142,7 @@ def main(arguments: list[str]) -> int:
             schema=ready.schema,
             data_set=ready.data_set,
             release=ready.release,
+            expected=ready.expected,
         ),
     )
     if not isinstance(_receive(read_fd), Map):
@@ -255,6 +154,8 @@ def main(arguments: list[str]) -> int:
         match request:
             case Fit():
                 _send(write_fd, _fit(workshop, request, given, answer))
+            case Do():
+                _send(write_fd, _do(workshop, request, given, answer))
             case Measure():
                 _send(write_fd, _measure(workshop, request, given))
             case Score():
@@ -283,6 +184,33 @@ def _fit(workshop: Workshop, request: Fit, given: Vector, answer: Vector) -> Fit
         metrics=dict(trained.metrics),
         learner_state=trained.learner_state,
         fault=trained.fault,
+    )
+
+
+def _do(workshop: Workshop, request: Do, given: Vector, answer: Vector) -> Did:
+    worked = workshop.work(
+        Work(
+            round=request.round,
+            number=request.number,
+            job=unpack_job(request.job),
+            parameters=given,
+            seed=tuple(int(number) for number in request.seed),
+            progress=request.progress,
+            deadline=float("inf"),
+            statistics=_statistics(request.statistics),
+            learner_state=request.learner_state,
+        )
+    )
+    if worked.parameters is not None:
+        answer[:] = worked.parameters
+    return Did(
+        round=request.round,
+        number=request.number,
+        result=pack(worked.result),
+        is_changed=worked.parameters is not None,
+        metrics=dict(worked.metrics),
+        learner_state=worked.learner_state,
+        fault=worked.fault,
     )
 
 
@@ -332,10 +260,17 @@ def _send(descriptor: int, reply: Reply) -> None:
     try:
         data = memoryview(frame(reply))
     except LearnerError as error:
-        assert isinstance(reply, Fitted)
-        data = memoryview(frame(Fitted(round=reply.round, metrics={}, learner_state=b"", fault=str(error))))
+        data = memoryview(frame(_too_large(reply, str(error))))
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def _too_large(reply: Reply, why: str) -> Fitted | Did:
+    if isinstance(reply, Did):
+        rest: dict[str, Any] = {"result": None, "is_changed": False, "metrics": {}, "learner_state": b""}
+        return Did(round=reply.round, number=reply.number, fault=why, **rest)
+    assert isinstance(reply, Fitted)
+    return Fitted(round=reply.round, metrics={}, learner_state=b"", fault=why)
 
 
 if __name__ == "__main__":

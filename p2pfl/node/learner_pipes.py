@@ -14,7 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import msgspec
@@ -22,9 +22,10 @@ import numpy as np
 import trio
 
 from p2pfl.events import Vector
-from p2pfl.node.learner_child import MAX_MESSAGE_BYTES, PAGE_BYTES, Reply, slots
+from p2pfl.node.learner_child import PAGE_BYTES, slots
+from p2pfl.node.learner_messages import MAX_MESSAGE_BYTES, Reply
 
-__all__ = ["LINE_BYTES", "Child"]
+__all__ = ["LINE_BYTES", "Child", "last_words"]
 
 # A line of output is cut here; a progress bar without line ends is one long line.
 LINE_BYTES = 2_000
@@ -221,6 +222,16 @@ class Child:
         os.close(self._memory)
         os.close(self._exit)
         return status if by_itself else None
+
+
+def last_words(log: Iterable[str]) -> str:
+    """The end of the output; of a fatal error, what it was and the line of code it happened in."""
+    lines = [line.strip() for line in log if line.strip()]
+    fatal = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    if fatal:
+        code = [line for line in lines[fatal[-1] :] if line.startswith("File ")]
+        lines = [lines[fatal[-1]], *code[:1]]
+    return f"; last output: {' | '.join(line[:160] for line in lines[-3:])}" if lines else ""
 
 
 def _pipe(opened: list[int]) -> tuple[int, int]:

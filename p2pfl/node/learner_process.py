@@ -26,9 +26,12 @@ from numpy.typing import NDArray
 from p2pfl.errors import LearnerError
 from p2pfl.events import Evaluate, Evaluated, Train, Trained, Validate, Validated, Vector
 from p2pfl.learn.jobs import Ready
-from p2pfl.node.learner_child import (
+from p2pfl.node.learner_jobs import pack, unpack_result
+from p2pfl.node.learner_messages import (
     Begin,
     Built,
+    Did,
+    Do,
     Failed,
     Fit,
     Fitted,
@@ -43,7 +46,8 @@ from p2pfl.node.learner_child import (
     Scored,
     frame,
 )
-from p2pfl.node.learner_pipes import Child
+from p2pfl.node.learner_pipes import Child, last_words
+from p2pfl.work import Work, Worked
 
 __all__ = ["GRACE_S", "LearnerProcess"]
 
@@ -117,11 +121,7 @@ class LearnerProcess:
     async def train(self, job: Train) -> Trained:
         """Fit; the answer comes by `job.deadline` plus the grace, with a fault if need be."""
         async with self._turn:
-            if job.deadline <= trio.current_time():
-                self.fault = "the deadline passed before the fit could begin; evaluate less often"
-                return Trained(round=job.round, parameters=None, fault=self.fault)
-            wrong = await self._prepare(job.parameters, job.statistics, job.deadline)
-            if wrong:
+            if wrong := await self._in_time(job):
                 return Trained(round=job.round, parameters=None, fault=wrong)
             assert self._child is not None
             request = Fit(
@@ -141,6 +141,42 @@ class LearnerProcess:
             return Trained(
                 round=job.round,
                 parameters=self._child.answer(),
+                metrics=reply.metrics,
+                learner_state=reply.learner_state,
+            )
+
+    async def work(self, job: Work) -> Worked:
+        """Do what an exchange of knowledge asks, as `train` does."""
+        async with self._turn:
+            if wrong := await self._in_time(job):
+                return _failed(job, wrong)
+            assert self._child is not None
+            request = Do(
+                round=job.round,
+                number=job.number,
+                job=pack(job.job),
+                seed=tuple(str(number) for number in job.seed),
+                progress=job.progress,
+                statistics=self._raw_statistics(),
+                learner_state=job.learner_state or self._owed_state(),
+            )
+            try:
+                reply = await self._ask(request, job.deadline)
+                if not isinstance(reply, Did):
+                    return _failed(job, await self._mourn())
+                self.fault = reply.fault
+                if reply.fault:
+                    return _failed(job, reply.fault)
+                result = unpack_result(reply.result)
+            except LearnerError as error:
+                self.fault = str(error)
+                return _failed(job, self.fault)
+            self._state, self._owes_state = reply.learner_state, False
+            return Worked(
+                round=job.round,
+                number=job.number,
+                result=result,
+                parameters=self._child.answer() if reply.is_changed else None,
                 metrics=reply.metrics,
                 learner_state=reply.learner_state,
             )
@@ -198,6 +234,13 @@ class LearnerProcess:
             await self._end()
 
     # --- within ---------------------------------------------------------------------------------------
+
+    async def _in_time(self, job: Train | Work) -> str:
+        """See to it that `job` can begin before its deadline; why not, or an empty string."""
+        if job.deadline <= trio.current_time():
+            self.fault = "the deadline passed before the fit could begin; evaluate less often"
+            return self.fault
+        return await self._prepare(job.parameters, job.statistics, job.deadline)
 
     async def _prepare(
         self, parameters: Vector, statistics: NDArray[np.float64] | None, deadline: float
@@ -259,6 +302,7 @@ class LearnerProcess:
                     schema=built.schema,
                     data_set=built.data_set,
                     release=built.release,
+                    expected=built.expected,
                 )
             built = mapped
         if isinstance(built, Failed):
@@ -279,6 +323,7 @@ class LearnerProcess:
         """The child's answer; None when it died, spoke nonsense, or did not stop in time (and is `late`)."""
         child = self._child
         assert child is not None
+        framed = frame(request)
         child.lower_flag()
         child.late = False
         answers: list[Reply] = []
@@ -295,7 +340,7 @@ class LearnerProcess:
             scope.cancel()
 
         async def talk(scope: trio.CancelScope) -> None:
-            reply = await child.exchange(frame(request))
+            reply = await child.exchange(framed)
             if reply is not None:
                 answers.append(reply)
             scope.cancel()
@@ -329,7 +374,7 @@ class LearnerProcess:
                 why = f"the learner's process was killed by signal {-status}"
             case _:
                 why = f"the learner's process ended with status {status}"
-        self.fault = why + self._last_words()
+        self.fault = why + last_words(self._log)
         return self.fault
 
     async def _end(self) -> int | None:
@@ -344,17 +389,12 @@ class LearnerProcess:
         if self._said is not None:
             self._said(line)
 
-    def _last_words(self) -> str:
-        """The end of the output; of a fatal error, what it was and the line of code it happened in."""
-        lines = [line.strip() for line in self._log if line.strip()]
-        fatal = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
-        if fatal:
-            code = [line for line in lines[fatal[-1] :] if line.startswith("File ")]
-            lines = [lines[fatal[-1]], *code[:1]]
-        return f"; last output: {' | '.join(line[:160] for line in lines[-3:])}" if lines else ""
-
     def _raw_statistics(self) -> bytes | None:
         return None if self._statistics is None else self._statistics.astype("<f8").tobytes()
 
     def _owed_state(self) -> bytes:
         return self._state if self._owes_state else b""
+
+
+def _failed(job: Work, fault: str) -> Worked:
+    return Worked(round=job.round, number=job.number, result=None, fault=fault)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,7 +28,6 @@ from p2pfl.events import (
     Dial,
     Effect,
     Evaluate,
-    Evaluated,
     Event,
     Fact,
     Fetch,
@@ -43,17 +42,15 @@ from p2pfl.events import (
     Send,
     Started,
     Train,
-    Trained,
     Validate,
-    Validated,
 )
 from p2pfl.ids import PeerId
 from p2pfl.learn.flat import Schema, unflatten
-from p2pfl.learn.jobs import Ready
 from p2pfl.net import discovery
 from p2pfl.net.transport import Gate, Transport
 from p2pfl.node.dialing import Dialer
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
+from p2pfl.node.learning import Learning, Task, carry_out
 from p2pfl.node.lobby import Lobby
 from p2pfl.node.store import Store
 from p2pfl.node.telemetry import EventHub, Telemetry
@@ -61,15 +58,15 @@ from p2pfl.node.wires import Wires
 from p2pfl.participant import Participant
 from p2pfl.trust.identity import Identity
 from p2pfl.view import PeerView
+from p2pfl.work import Work
 
-__all__ = ["Clock", "Learning", "Node", "Outcome", "inline"]
+__all__ = ["Clock", "Node", "Outcome", "inline"]
 
 # Events that wait for the peer: a burst from every neighbour; beyond it the transport stops reading.
 _INBOX_EVENTS = 256
 # Seconds for the last acknowledgements to leave before the connections close.
 _FAREWELL_S = 2.0
 
-_Job: TypeAlias = Train | Evaluate | Validate
 T = TypeVar("T")
 
 
@@ -92,30 +89,6 @@ class Clock:
     def on_trio(self, moment: float) -> float:
         """The same moment on trio's clock."""
         return moment - self._offset
-
-
-class Learning(Protocol):
-    """The learner, wherever it runs: LearnerProcess, or InlineLearner."""
-
-    async def start(self, spec: LearnerSpec) -> Ready:
-        """Build it."""
-        ...
-
-    async def train(self, job: Train) -> Trained:
-        """Answer by the job's deadline, on trio's clock."""
-        ...
-
-    async def evaluate(self, job: Evaluate) -> Evaluated:
-        """Measure."""
-        ...
-
-    async def validate(self, job: Validate) -> Validated:
-        """Measure other sites' models, by the job's deadline on trio's clock."""
-        ...
-
-    async def aclose(self) -> None:
-        """End it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +140,7 @@ class Node:
         self._run_sync, self._on_fact, self._until = run_sync, on_fact, until_round
         self._inbox_in, self._inbox = trio.open_memory_channel[tuple[Event, trio.Event | None]](_INBOX_EVENTS)
         # What the learner has still to do, at most one of a kind: a newer job makes an older one pointless.
-        self._jobs: dict[type[_Job], _Job] = {}
+        self._jobs: dict[type[Task], Task] = {}
         self._job_is_there = trio.Event()
         lobby = Lobby(
             peer.state.consortium,
@@ -221,6 +194,7 @@ class Node:
                     schema_hash=ready.schema_hash,
                     statistics=ready.statistics,
                     release=ready.release,
+                    expected=ready.expected,
                     account=await self._run_sync(self.store.account, ready.data_set),
                 )
                 await self._take(started)
@@ -320,7 +294,7 @@ class Node:
     async def _carry_out(self, effect: Effect) -> None:
         run, now = self.peer.state.run, self.clock.now()
         match effect:
-            case Train() | Evaluate() | Validate():
+            case Train() | Work() | Evaluate() | Validate():
                 self._jobs.pop(type(effect), None)
                 self._jobs[type(effect)] = effect
                 self._job_is_there.set()
@@ -386,14 +360,7 @@ class Node:
             job = self._jobs.pop(next(iter(self._jobs)))
             if not self._jobs:
                 self._job_is_there = trio.Event()
-            if isinstance(job, Train):
-                job = replace(job, deadline=self.clock.on_trio(job.deadline))
-                await self._tell(await self._learning.train(job))
-            elif isinstance(job, Validate):
-                job = replace(job, deadline=self.clock.on_trio(job.deadline))
-                await self._tell(await self._learning.validate(job))
-            else:
-                await self._tell(await self._learning.evaluate(job))
+            await self._tell(await carry_out(self._learning, job, self.clock.on_trio))
 
     def _notice(self, peer: PeerId, code: str, text: str) -> Message:
         header = self.peer.state.header(peer, Kind.NOTICE)

@@ -15,7 +15,7 @@ from p2pfl.learn.data import load
 from p2pfl.learn.learner import Site, Update
 from p2pfl.learn.options import DataOptions
 from p2pfl.node.inline_learner import InlineLearner
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 
 SPEC = LearnerSpec(options=msgspec.json.encode({"model": {"kind": "logistic"}}), name="ward", seed=3)
 

@@ -13,7 +13,7 @@ from learner_sites import Site, evaluate, steered_site, train
 
 from p2pfl.events import Validate
 from p2pfl.learn.learner import DpSgd
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 from p2pfl.node.learner_process import LearnerProcess
 from p2pfl.release import Release
 

@@ -167,7 +167,7 @@ _DAEMON = """
 import sys, trio, numpy as np
 from p2pfl.events import Train
 from p2pfl.node.learner_process import LearnerProcess
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 
 async def main():
     learner = LearnerProcess(said=lambda line: print(line, flush=True))

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pfl.events import Evaluate, Train
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 from p2pfl.node.learner_process import LearnerProcess
 
 __all__ = ["Site", "steered_site", "spec", "train", "evaluate", "pass_the_deadline"]

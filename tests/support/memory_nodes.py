@@ -21,7 +21,7 @@ from p2pfl.net.link_model import LinkModel
 from p2pfl.net.memory import MemoryNetwork, MemoryTransport
 from p2pfl.net.transport import Gate
 from p2pfl.node.inline_learner import InlineLearner
-from p2pfl.node.learner_child import LearnerSpec
+from p2pfl.node.learner_messages import LearnerSpec
 from p2pfl.node.node import Clock, Node, Outcome, inline
 from p2pfl.node.store import Store
 from p2pfl.peer import Peer
