@@ -21,7 +21,7 @@ import p2pfl
 from p2pfl import settings
 from p2pfl.cli import exits, main
 from p2pfl.gossip import options as gossip
-from p2pfl.knowledge.options import ExchangeOptions
+from p2pfl.knowledge.options import EXCHANGE_FIELDS
 from p2pfl.learn import options as learn
 from p2pfl.learn.learner import Learner, Site
 from p2pfl.node.telemetry import Telemetry
@@ -155,7 +155,7 @@ def test_every_kind_of_topology_averaging_exchange_and_attack_is_explained() -> 
         *gossip.TOPOLOGY_FIELDS,
         *gossip.AVERAGING_KINDS,
         *gossip.COMPRESSION_KINDS,
-        ExchangeOptions().kind,
+        *EXCHANGE_FIELDS,
         *ATTACK_KINDS,
     )
     assert [
