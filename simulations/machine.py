@@ -15,7 +15,7 @@ from p2pfl.events import Fact, Snapshot, Started, Train, Trained, Validate, Vali
 from p2pfl.ids import PeerId, RunId
 from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Workshop
-from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.learn.learner import DISTILL_ROWS, LearnerFactory, Site
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, dp_sgd_of
@@ -24,6 +24,7 @@ from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
 from p2pfl.trust.membership import Membership
 from p2pfl.trust.privacy import Account, encode
+from p2pfl.work import Distill, Fit, Job, Learn, Work, Worked
 
 __all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
 
@@ -35,12 +36,15 @@ _WHOLE = 1.0 - 1e-9
 class SimulatedSite:
     """What a site brings: its learner, and how fast its machine is (virtual seconds).
 
-    around: puts something between its peer and the world, as an attacker does.
+    learn_s: of a hub's learning and of a distillation; None is a fit's time.   evaluate_s: also of every
+    other job of knowledge exchange.   around: puts something between its peer and the world, as an attacker
+    does.
     """
 
     factory: LearnerFactory
     site: Site = field(default_factory=Site)
     fit_s: float = 1.0
+    learn_s: float | None = None
     evaluate_s: float = 0.0
     starts_at_s: float = 0.0
     memory_bytes: int = 4096 * 10**6
@@ -128,6 +132,7 @@ class Machine:
             schema_hash=ready.schema_hash,
             statistics=ready.statistics,
             release=ready.release,
+            expected=ready.expected,
             account=(self.disk and self.disk.account) or encode(Account(data_set=ready.data_set)),
         )
 
@@ -151,6 +156,38 @@ class Machine:
         done = took_s / self.site.fit_s if self.site.fit_s > 0 else 1.0
         self._looks_left = float("inf") if done >= _WHOLE else int(done * steps)
         return self._workshop.train(job)
+
+    def work_ends_at(self, job: Work, now: float) -> float:
+        """When a job of knowledge exchange ends: by itself, or stopped at its deadline."""
+        return max(now, min(now + self._takes_s(job.job), job.deadline))
+
+    def work(self, job: Work, took_s: float) -> Worked:
+        """The job's result: partial work when `took_s` is less than it takes, if it has steps to leave out."""
+        takes_s = self._takes_s(job.job)
+        done = took_s / takes_s if takes_s > 0 else 1.0
+        self._looks_left = float("inf") if done >= _WHOLE else int(done * self._steps(job.job))
+        return self.workshop.work(job)
+
+    def _takes_s(self, job: Job) -> float:
+        match job:
+            case Fit():
+                return self.site.fit_s
+            case Learn() | Distill():
+                return self.site.fit_s if self.site.learn_s is None else self.site.learn_s
+            case _:
+                return self.site.evaluate_s
+
+    def _steps(self, job: Job) -> float:
+        """How often a whole job looks whether it should stop."""
+        options = self.site.site.options or self.spec.learner
+        match job:
+            case Learn():
+                rows = sum(samples.labels.size for samples in job.features.values())
+                return float(-(-options.hub_epochs * rows // options.hub_batch_size))
+            case Distill():
+                return -(-job.epochs * int(job.is_used.sum()) // DISTILL_ROWS)
+            case _:
+                return self.site.site.local_steps or options.local_steps
 
     def validate(self, job: Validate) -> Validated:
         """The losses of other peers' models, whole: nothing says stop."""

@@ -41,6 +41,7 @@ from p2pfl.net.link_model import PERFECT, LinkModel
 from p2pfl.participant import Participant
 from p2pfl.run import RunSpec, run_id
 from p2pfl.trust.membership import Membership
+from p2pfl.work import Work
 
 from .machine import Listener, Machine, SimulatedSite, founded_by, identities
 from .mass_audit import MassAudit, audit, books_on
@@ -266,6 +267,9 @@ class World:
             case Train():
                 ends_at = machine.fit_ends_at(effect, self.now)
                 self.at(ends_at, i, partial(self._trained, machine, life, effect, ends_at - self.now))
+            case Work():
+                ends_at = machine.work_ends_at(effect, self.now)
+                self.at(ends_at, i, partial(self._worked, machine, life, effect, ends_at - self.now))
             case Evaluate():
                 self.at(
                     self.now + machine.site.evaluate_s, i, partial(self._evaluated, machine, life, effect)
@@ -293,6 +297,10 @@ class World:
     def _trained(self, machine: Machine, life: int, job: Train, took_s: float) -> None:
         if machine.life == life:
             self._tell(machine, machine.train(job, took_s))
+
+    def _worked(self, machine: Machine, life: int, job: Work, took_s: float) -> None:
+        if machine.life == life:
+            self._tell(machine, machine.work(job, took_s))
 
     def _evaluated(self, machine: Machine, life: int, job: Evaluate) -> None:
         if machine.life == life:

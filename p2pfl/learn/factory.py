@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from p2pfl.learn.data import Dataset, load
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, LearnerFactory, Site
 from p2pfl.learn.numpy_learner import NumpyLearner
-from p2pfl.learn.options import LearnerOptions
+from p2pfl.learn.options import LearnerOptions, ModelOptions, at_role
 from p2pfl.learn.seeding import seeded
 from p2pfl.release import Release
 
@@ -33,8 +35,21 @@ def resolve(options: LearnerOptions) -> LearnerFactory:
     """The factory the table asks for: the user's `module`, or a built-in `model` on `data`.
 
     `module` is "package.module:attribute"; the current folder is searched first, as `python -m` does.
+    Where there are roles, each site is built as its own says.
     Raises ConfigError that says what is missing and what there is.
     """
+    if options.roles:
+        by_role = {role: at_role(options, role) for role in options.roles}
+        factories = {role: resolve(chosen) for role, chosen in by_role.items()}
+        only = next(iter(options.roles)) if len(options.roles) == 1 else ""
+
+        def of_role(site: Site) -> Learner:
+            role = site.role or only
+            if role not in factories:
+                at_role(options, role)
+            return factories[role](replace(site, options=by_role[role]))
+
+        return of_role
     if options.module and options.model is not None:
         raise ConfigError(
             "[learner] has both module and model; keep module for own code, model for a built-in one"
@@ -215,18 +230,30 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
     if site.dataset is not None and not isinstance(site.dataset, Dataset):
         raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
     dataset = site.dataset or load(site.data or options.data.source, options.data, site.seed)
-    if options.model.kind == "cnn" or site.dp_sgd is not None:
+    how: dict[str, Any] = {
+        "optimizer": options.optimizer,
+        "local_steps": site.local_steps or options.local_steps,
+        "batch_size": options.batch_size,
+        "standardise": options.standardise,
+        "seed": site.seed,
+    }
+    if options.model.kind == "gkt":
         # Imported here, so that sites with numpy models never load torch.
-        from p2pfl.learn.torch_models import module_learner as make
-    else:
-        make = NumpyLearner  # type: ignore[assignment]
-    return make(
-        dataset,
-        model=options.model,
-        optimizer=options.optimizer,
-        local_steps=site.local_steps or options.local_steps,
-        batch_size=options.batch_size,
-        share=options.share,
-        standardise=options.standardise,
-        seed=site.seed,
-    )
+        from p2pfl.learn.torch_gkt import gkt_learner
+
+        hub: dict[str, Any] = {
+            "capacity": options.capacity,
+            "hub_epochs": options.hub_epochs,
+            "hub_batch_size": options.hub_batch_size,
+            "hub_optimizer": options.hub_optimizer,
+        }
+        return gkt_learner(dataset, share=options.share, **how, **hub)
+    return _model(dataset, options.model, site, share=options.share, **how)
+
+
+def _model(dataset: Dataset, model: ModelOptions, site: Site, **how: Any) -> Learner:
+    if model.kind == "cnn" or site.dp_sgd is not None:
+        from p2pfl.learn.torch_models import module_learner
+
+        return module_learner(dataset, model=model, **how)
+    return NumpyLearner(dataset, model=model, **how)

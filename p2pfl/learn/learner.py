@@ -14,6 +14,7 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.work import Expected
 
 __all__ = [
+    "DISTILL_ROWS",
     "VALIDATION_ROWS",
     "Answers",
     "Distills",
@@ -32,6 +33,8 @@ __all__ = [
 # Rows on which a model of another site is validated: the standard error of a mean loss is then a sixteenth of
 # the rows' spread, and it costs less than ten steps of a fit.
 VALIDATION_ROWS = 256
+# Rows of a step on a probe set, where nobody says otherwise: the default of `distill`.
+DISTILL_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

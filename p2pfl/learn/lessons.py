@@ -25,7 +25,7 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.ids import PeerId
 from p2pfl.learn import probes
 from p2pfl.learn.distill import log_softmax
-from p2pfl.learn.learner import Site, Update
+from p2pfl.learn.learner import DISTILL_ROWS, Site
 from p2pfl.learn.own_rows import held_out, own_rows
 from p2pfl.work import (
     Answer,
@@ -159,14 +159,14 @@ class Lessons:
             update = learner.fit(parameters, rng)
         return _updated(Fitted(), update)
 
-    def _fit_edge(self, job: Fit, parameters: Vector, rng: np.random.Generator) -> Update:
+    def _fit_edge(self, job: Fit, parameters: Vector, rng: np.random.Generator) -> Any:
         x, labels = self._own
         fits = ~self._held_out
         p, alpha, temperature = None, 0.0, 1.0
         if job.teacher is not None and job.teacher.alpha > 0:
             alpha, temperature = job.teacher.alpha, job.teacher.temperature
             p = self._taught(job.teacher, parameters)[fits]
-        update: Update = self._learner.fit_taught(
+        return self._learner.fit_taught(
             parameters,
             x[fits],
             labels[fits],
@@ -176,7 +176,6 @@ class Lessons:
             temperature=temperature,
             is_frozen=job.is_frozen,
         )
-        return update
 
     def _taught(self, teacher: Teacher, parameters: Vector) -> NDArray[np.float64]:
         """What is believed of every own row, (n, K): by the teacher, or where it is silent, by this model."""
@@ -244,6 +243,7 @@ class Lessons:
         if self._site.exchange == "hub":
             hidden = self._learner.features(parameters, x[used])
             return Done(result=Distilled(), metrics=self._learner.learn(hidden, None, targets, rng, **how))
+        how["batch"] = DISTILL_ROWS
         return _updated(Distilled(), self._learner.distill(parameters, x[used], targets, rng, **how))
 
     def _probe_rows(self) -> NDArray[np.float32]:

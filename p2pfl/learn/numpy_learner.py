@@ -54,8 +54,8 @@ class NumpyLearner:
     ) -> None:
         """local_steps: None is the site's, or one epoch.   seed: the run's, so that all sites start equal."""
         model = model or ModelOptions()
-        if model.kind == "cnn":
-            raise ConfigError('model kind "cnn" needs torch; use p2pfl.learn.torch_models.module_learner')
+        if model.kind in ("cnn", "gkt"):
+            raise ConfigError(f'model kind "{model.kind}" needs torch; see p2pfl.learn.torch_models')
         self.local_steps = local_steps
         self.should_stop: Callable[[], bool] = lambda: False
         self.progress: Callable[[], float] = lambda: 0.0

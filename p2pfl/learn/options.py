@@ -6,6 +6,7 @@ Unknown keys and values out of range are refused while the table is decoded; the
 import re
 from typing import Annotated, Literal, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
 
 from p2pfl.errors import ConfigError
@@ -15,10 +16,12 @@ __all__ = [
     "ModelOptions",
     "OptimizerOptions",
     "PartitionOptions",
+    "RoleOptions",
     "LearnerOptions",
     "Standardise",
     "Operator",
     "Target",
+    "at_role",
     "parse_target",
 ]
 
@@ -29,6 +32,8 @@ _Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Standardise: TypeAlias = Literal["none", "federation", "site"]
 Operator: TypeAlias = Literal["<=", ">=", "==", "!=", "<", ">"]
 
+# A role is a key of two files and a word on the command line.
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _TARGET = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<number>\S+)\s*")
 
 
@@ -70,9 +75,11 @@ class ModelOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     mlp: ReLU layers of `hidden` units.
     cnn: two 3 x 3 convolutions of `channels` filters, each with ReLU and 2 x 2 max-pooling, then a linear
     layer; needs torch.
+    gkt: FedGKT's edge on images, a convolution and two residual blocks, and where there is a hub's capacity
+    its large model beside it; needs torch.
     """
 
-    kind: Literal["logistic", "mlp", "cnn"] = "logistic"
+    kind: Literal["logistic", "mlp", "cnn", "gkt"] = "logistic"
     hidden: Annotated[tuple[_Count, ...], Meta(min_length=1)] = (64,)
     channels: tuple[_Count, _Count] = (16, 32)
 
@@ -102,11 +109,37 @@ class PartitionOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     min_rows: _Count = 2
 
 
+class RoleOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[learner.roles.NAME]`: what `[learner]` says to sites of that role; unset is as for all.
+
+    A module takes the place of a model, and a model that of a module.
+    """
+
+    module: str | None = None
+    model: ModelOptions | None = None
+    proxy: ModelOptions | None = None
+    optimizer: OptimizerOptions | None = None
+    local_steps: _Count | None = None
+    batch_size: _Count | None = None
+    capacity: Annotated[float, Meta(ge=0)] | None = None
+    hub_epochs: _Count | None = None
+    hub_batch_size: _Count | None = None
+    hub_optimizer: OptimizerOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.module and self.model is not None:
+            raise ValueError("a role of learner.roles has both module and model; keep one")
+
+
 class LearnerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The `[learner]` table: either `module = "mine:learner"`, or `model` and `data` with no code.
 
     local_steps, batch_size: of one round.   share: globs of parameter names that travel; `!glob` takes away.
     standardise: columns to mean 0 and deviation 1, with the sums of all sites, of this one alone, or not.
+    proxy: the small model that travels where `model` stays at its site.   capacity: what a site is worth as a
+    hub, 0 for none.   hub_epochs, hub_batch_size: a hub's, over the samples of all its edges in a round.
+    hub_optimizer: None is `optimizer`.   per_class: evaluate classes one by one, too.
+    roles: by name, what differs; a site plays one.
     """
 
     module: str = ""
@@ -117,6 +150,18 @@ class LearnerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     optimizer: OptimizerOptions = OptimizerOptions()
     share: Annotated[tuple[str, ...], Meta(min_length=1)] = ("*",)
     standardise: Standardise = "none"
+    proxy: ModelOptions | None = None
+    capacity: Annotated[float, Meta(ge=0)] = 0.0
+    hub_epochs: _Count = 3
+    hub_batch_size: _Count = 64
+    hub_optimizer: OptimizerOptions | None = None
+    per_class: bool = False
+    roles: dict[str, RoleOptions] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.roles:
+            if not _ROLE.fullmatch(name):
+                raise ValueError(f"learner.roles.{name}: a role is 1 to 32 letters, digits, - or _")
 
 
 class Target(Struct, frozen=True):
@@ -125,6 +170,32 @@ class Target(Struct, frozen=True):
     column: str
     operator: Operator
     number: float
+
+
+def at_role(options: LearnerOptions, role: str) -> LearnerOptions:
+    """What `options` say to a site of `role`; the only role may be left out.  Raises ConfigError."""
+    if not options.roles:
+        if role:
+            raise ConfigError(
+                f"this site's role is {role!r} and the agreement has no learner.roles; leave node.role out"
+            )
+        return options
+    names = ", ".join(sorted(options.roles))
+    if not role and len(options.roles) > 1:
+        raise ConfigError(
+            f"the agreement has the roles {names}; say which one this site plays with role in node.toml"
+        )
+    name = role or next(iter(options.roles))
+    if name not in options.roles:
+        raise ConfigError(f"the agreement has no role {name!r}; it has {names}")
+    chosen = options.roles[name]
+    given = {field: getattr(chosen, field) for field in chosen.__struct_fields__}
+    changes = {field: value for field, value in given.items() if value is not None}
+    if chosen.module:
+        changes["model"] = None
+    elif chosen.model is not None:
+        changes["module"] = ""
+    return msgspec.structs.replace(options, roles={}, **changes)
 
 
 def parse_target(text: str) -> Target:

@@ -17,10 +17,20 @@ from p2pfl.learn.batches import batches
 from p2pfl.learn.data import Dataset, rows_meaning
 from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
 from p2pfl.learn.schedule import rate_factor
+from p2pfl.learn.selection import Image
 from p2pfl.learn.standardise import Rows
 from p2pfl.learn.torch_learner import TorchLearner
+from p2pfl.learn.torch_optimizer import MakeOptimizer
 
-__all__ = ["TensorBatches", "cnn", "image_of", "module_learner", "perceptron"]
+__all__ = [
+    "TensorBatches",
+    "cnn",
+    "descent",
+    "image_of",
+    "module_learner",
+    "network_learner",
+    "perceptron",
+]
 
 # Test rows through the network at once: 512 MNIST images keep the first layer's maps at 26 MB.
 _TEST_BATCH = 512
@@ -52,7 +62,7 @@ class TensorBatches:
             yield self._x[chosen], self._y[chosen]
 
 
-def image_of(dataset: Dataset) -> tuple[int, int, int]:
+def image_of(dataset: Dataset) -> Image:
     """(channels, height, width) of a row: as the source says, or one square channel.  Raises ConfigError."""
     k = dataset.x_train.shape[1]
     image = dataset.image or (1, isqrt(k), isqrt(k))
@@ -111,31 +121,58 @@ def module_learner(
 
     Two classes have two outputs here, also in `logistic`.
     """
-    model, options = model or ModelOptions(kind="cnn"), optimizer or OptimizerOptions()
+    model = model or ModelOptions(kind="cnn")
     hidden = model.hidden if model.kind == "mlp" else ()
-    rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model.kind == "cnn":
             network = cnn(image_of(dataset), dataset.n_classes, model.channels)
         else:
             network = perceptron((dataset.x_train.shape[1], *hidden, dataset.n_classes))
-    train = TensorBatches(_tensor(rows.x_train), _tensor(dataset.y_train), batch_size, shuffle=True)
-    test = TensorBatches(_tensor(rows.x_test), _tensor(dataset.y_test), _TEST_BATCH, shuffle=False)
+    return network_learner(
+        network,
+        dataset,
+        optimizer=optimizer or OptimizerOptions(),
+        local_steps=local_steps,
+        batch_size=batch_size,
+        share=share,
+        standardise=standardise,
+    )
+
+
+def network_learner(
+    network: nn.Module,
+    dataset: Dataset,
+    *,
+    optimizer: OptimizerOptions,
+    local_steps: int | None,
+    batch_size: int,
+    share: tuple[str, ...],
+    standardise: Standardise = "none",
+    embedding: str | None = None,
+) -> TorchLearner:
+    """A TorchLearner of `network`, from rows (n, k) to logits, on a Dataset.   embedding: as there."""
+    rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
     return TorchLearner(
         network,
-        train,
-        test,
+        TensorBatches(_tensor(rows.x_train), _tensor(dataset.y_train), batch_size, shuffle=True),
+        TensorBatches(_tensor(rows.x_test), _tensor(dataset.y_test), _TEST_BATCH, shuffle=False),
         nn.functional.cross_entropy,
-        lambda parameters: torch.optim.SGD(
-            parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
-        ),
+        descent(optimizer),
         share=share,
         local_steps=local_steps,
-        reset_optimizer=options.reset,
-        schedule=partial(rate_factor, options),
+        reset_optimizer=optimizer.reset,
+        schedule=partial(rate_factor, optimizer),
         rows=rows,
         schema_hash=lambda own: hashlib.sha256(own + rows_meaning(dataset)).digest(),
+        embedding=embedding,
+    )
+
+
+def descent(options: OptimizerOptions) -> MakeOptimizer:
+    """Makes torch's SGD as `options` say, at the rate before any schedule."""
+    return partial(
+        torch.optim.SGD, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
 
 
