@@ -35,6 +35,7 @@ __all__ = [
     "decode",
     "differing_keys",
     "dp_sgd_of",
+    "exchange_of",
     "load",
     "parse",
     "run_id",
@@ -272,6 +273,14 @@ def dp_sgd_of(spec: RunSpec) -> DpSgd | None:
     if options.kind != "dp-sgd" or options.clip is None or options.noise_multiplier is None:
         return None
     return DpSgd(clip=options.clip, noise_multiplier=options.noise_multiplier)
+
+
+def exchange_of(spec: RunSpec) -> dict[str, Any]:
+    """What a learner is told of the exchange, as fields of its Site: the kind, and the probe set."""
+    told: dict[str, Any] = {"exchange": spec.knowledge.exchange.kind}
+    if (probe := spec.knowledge.probe) is not None:
+        told |= {"probe_source": probe.source, "probe_digest": probe.digest, "probe_samples": probe.samples}
+    return told
 
 
 def differing_keys(ours: bytes, theirs: bytes) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import DISTILL_ROWS, LearnerFactory, Site
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
-from p2pfl.run import RunSpec, dp_sgd_of
+from p2pfl.run import RunSpec, dp_sgd_of, exchange_of
 from p2pfl.trust import membership
 from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
@@ -120,7 +120,7 @@ class Machine:
             )
         )
         site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)
-        site = replace(site, dp_sgd=dp_sgd_of(self.spec))
+        site = replace(site, dp_sgd=dp_sgd_of(self.spec), **exchange_of(self.spec))
         if site.options is None:
             site = replace(site, options=self.spec.learner)
         workshop = self._workshop = Workshop(partial(build, self.site.factory), site)
@@ -162,7 +162,7 @@ class Machine:
         return max(now, min(now + self._takes_s(job.job), job.deadline))
 
     def work(self, job: Work, took_s: float) -> Worked:
-        """The job's result: partial work when `took_s` is less than it takes, if it has steps to leave out."""
+        """The job's result: partial work when `took_s` is less than it takes, where it has steps."""
         takes_s = self._takes_s(job.job)
         done = took_s / takes_s if takes_s > 0 else 1.0
         self._looks_left = float("inf") if done >= _WHOLE else int(done * self._steps(job.job))

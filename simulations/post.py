@@ -62,6 +62,9 @@ class Post:
         header, body = message.header, message.body
         is_offer = isinstance(body, np.ndarray)
         if isinstance(body, np.ndarray):
+            if header.kind is not Kind.SHARE:
+                # Of what the latest replaces only the last two may still be asked for.
+                machine.offers.pop((j, header.kind, header.edge_seq - 2), None)
             machine.offers[(j, header.kind, header.edge_seq)] = body
         frame = messages.seal(message, signer_of(machine.identity)) if self._crypto else message
         size = len(frame) if isinstance(frame, bytes) else frame_bytes(message)

@@ -29,7 +29,7 @@ from p2pfl.node.node import Clock, Node, Outcome
 from p2pfl.node.store import Store
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
-from p2pfl.run import RunSpec, dp_sgd_of, run_id
+from p2pfl.run import RunSpec, dp_sgd_of, exchange_of, run_id
 from p2pfl.settings import NodeSettings
 from p2pfl.trust import admission, certificates, identity, successions, tickets
 from p2pfl.trust.identity import Identity
@@ -135,6 +135,7 @@ async def serve(
                 name=settings.node.name,
                 seed=spec.run.seed,
                 dp_sgd=dp_sgd_of(spec),
+                **exchange_of(spec),
             ),
             transport=transport,
             bootstrap=_bootstrap(settings, addresses),

@@ -20,7 +20,7 @@ __all__ = ["agreement", "facts", "tiny_world"]
 def agreement(n: int, **options: Any) -> RunSpec:
     """An agreement of `n` members for tests; `options` are those of [run], or whole tables by name."""
     tables: dict[str, Any] = {
-        key: options.pop(key) for key in ("gossip", "learner", "trust") if key in options
+        key: options.pop(key) for key in ("gossip", "learner", "trust", "knowledge") if key in options
     }
     table: dict[str, Any] = {
         "rounds": 6,
