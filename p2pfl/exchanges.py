@@ -250,8 +250,10 @@ def _end(state: State, knowing: Knowing) -> None:
 
 
 def _is_awaited(state: State, peer: PeerId) -> bool:
+    """Whether something may still come: not of who has committed this round, but for what is under way."""
     one = state.neighbours[peer]
-    return one.up and not one.late and not one.over
+    is_in_round = one.round <= state.round and not one.over
+    return one.up and not one.late and (is_in_round or any(kind in KINDS for kind, _ in one.fetching))
 
 
 def _revise(state: State, knowing: Knowing) -> None:
