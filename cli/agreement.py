@@ -12,6 +12,7 @@ from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.ids import PeerId, short
 
 if TYPE_CHECKING:
+    from p2pfl.learn.options import LearnerOptions
     from p2pfl.release import Release
     from p2pfl.run import RunSpec
 
@@ -27,15 +28,17 @@ _SMALL_GAP = 0.1
 
 def in_plain_words(spec: RunSpec) -> str:
     """What a site agrees to when it joins: data, length, learner, trust, privacy."""
+    from p2pfl.learn.options import at_role
+
     run, learner, trust = spec.run, spec.learner, spec.trust
     what = "every floating-point parameter of the model"
     if learner.share != ("*",):
         what = f"the parameters named {', '.join(learner.share)}"
     if learner.standardise == "federation":
         what += ", and once the count, sum and sum of squares of each column"
-    code = f"runs {learner.module} (code on this machine)"
-    if learner.model is not None:
-        code = f"a built-in {learner.model.kind} model"
+    code = _code(learner)
+    if learner.roles:
+        code = "; ".join(f"{role}: {_code(at_role(learner, role))}" for role in sorted(learner.roles))
     norm = "" if trust.max_norm is None else f", and refuses models of a norm above {trust.max_norm:g}"
     lines = (
         (
@@ -59,6 +62,12 @@ def in_plain_words(spec: RunSpec) -> str:
         ("privacy", _privacy(spec)),
     )
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def _code(learner: LearnerOptions) -> str:
+    if learner.model is not None:
+        return f"a built-in {learner.model.kind} model"
+    return f"runs {learner.module} (code on this machine)"
 
 
 def _privacy(spec: RunSpec) -> str:
@@ -188,9 +197,12 @@ class Cost:
     metrics: dict[str, float]
 
 
-def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name: str) -> Cost:
+def cost_of(
+    spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name: str, role: str = ""
+) -> Cost:
     """Build the learner, fit one batch, evaluate, and reckon a round's bytes, memory and time.
 
+    role: of `[learner.roles]`, which this site plays.
     Raises LearnerError and ConfigError: what the learner's code got wrong.
     """
     import sys
@@ -201,16 +213,28 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
     from p2pfl.gossip.push_pull import PUSH_PULL
     from p2pfl.learn import factory
     from p2pfl.learn.learner import Site
+    from p2pfl.learn.lessons import Lessons
+    from p2pfl.learn.options import at_role
     from p2pfl.mass import body_bytes
-    from p2pfl.run import dp_sgd_of
+    from p2pfl.run import dp_sgd_of, exchange_of
 
     sys.path.insert(0, str(folder))
+    options = at_role(spec.learner, role)
+    told = exchange_of(spec)
     site = Site(
-        data=data, name=name, seed=spec.run.seed, local_steps=1, options=spec.learner, dp_sgd=dp_sgd_of(spec)
+        data=data,
+        name=name,
+        seed=spec.run.seed,
+        local_steps=1,
+        options=options,
+        dp_sgd=dp_sgd_of(spec),
+        role=role,
+        **told,
     )
-    learner = factory.build(factory.resolve(spec.learner), site)
+    learner = factory.build(factory.resolve(options), site)
+    Lessons(learner, site).expected()
     sums = factory.statistics_of(learner)
-    if spec.learner.standardise == "federation":
+    if options.standardise == "federation":
         learner.standardise(sums)  # type: ignore[attr-defined]
     start = learner.parameters()
     try:
@@ -232,7 +256,7 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
     if not np.isfinite(update.parameters).all():
         raise LearnerError("one batch made the parameters infinite or NaN; lower the learning rate")
     if getattr(learner, "local_steps", None) == site.local_steps:
-        learner.local_steps = spec.learner.local_steps  # type: ignore[attr-defined]
+        learner.local_steps = options.local_steps  # type: ignore[attr-defined]
     release = factory.release_of(learner)
     is_tracked = mixer_of(spec) is PUSH_PULL
     share = body_bytes(len(start), len(sums), is_tracked=is_tracked)
@@ -244,7 +268,7 @@ def cost_of(spec: RunSpec, mixing: dict[str, Any], data: str, folder: Path, name
         bytes_sent_per_round=round(mixing["out_neighbours"] * share),
         memory_bytes=inbox + (_WORKING_COPIES + _UNRESOLVED_SHARES) * share,
         inbox_bytes=inbox,
-        seconds_per_round=seconds * spec.learner.local_steps,
+        seconds_per_round=seconds * options.local_steps,
         epsilon=_epsilon_of(spec, release),
         metrics={key: float(value) for key, value in metrics.items()},
     )

@@ -170,9 +170,12 @@ def _agreement(case: _Case) -> Iterator[Finding]:
         if folder is not None:
             sys.path.insert(0, str(folder))
         from p2pfl.learn.factory import resolve
+        from p2pfl.learn.options import at_role
+        from p2pfl.settings import load
 
-        resolve(spec.learner)
-        yield _found("learner", "ok", spec.learner.module or "built in")
+        played = at_role(spec.learner, load(case.home).node.role)
+        resolve(played)
+        yield _found("learner", "ok", played.module or "built in")
     except P2PFLError as error:
         yield _of_error("learner", error)
 

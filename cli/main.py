@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "run": (
         "p2pfl.cli.run:run",
-        "The agreement: new, check, hash, join, amend, pause, resume, leave, export.",
+        "The agreement: new, check, hash, join, amend, probe, pause, resume, leave, export.",
     ),
     "trust": (
         "p2pfl.cli.trust:trust",

@@ -16,6 +16,7 @@ from p2pfl.ids import short
 
 from . import home as homes
 from .amend import amend
+from .probe import probe
 from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: p2pfl run new --from torch ward && p2pfl run check ward/run.toml")
 def run() -> None:
-    """The agreement: new, check, hash, join, amend, pause, resume, leave, export."""
+    """The agreement: new, check, hash, join, amend, probe, pause, resume, leave, export."""
 
 
 run.add_command(amend)
+run.add_command(probe)
 
 
 def _spec_of(terminal: Terminal, file: Path | None) -> tuple[RunSpec, Path]:
@@ -114,8 +116,9 @@ def new(
 @run.command(epilog="Example: p2pfl run check ward/run.toml --data csv:ward/train.csv")
 @click.argument("file", type=_FILE, required=False)
 @click.option("--data", help="This site's rows, instead of node.toml's.")
+@click.option("--role", help="The role it plays, instead of node.toml's.")
 @pass_terminal
-def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
+def check(terminal: Terminal, file: Path | None, data: str | None, role: str | None) -> None:
     """Try the agreement here: fit one batch, reckon what a round costs and how fast models mix.
 
     Refuses what would never converge, would not fit in memory, or whose learner fails.
@@ -130,7 +133,8 @@ def check(terminal: Terminal, file: Path | None, data: str | None) -> None:
     settings = load(terminal.home) if has_node else NodeSettings()
     mixing = check_mixing(spec)
     rows = data if data is not None else settings.node.data
-    cost = cost_of(spec, mixing, rows, folder, settings.node.name)
+    plays = role if role is not None else settings.node.role
+    cost = cost_of(spec, mixing, rows, folder, settings.node.name, plays)
     limit = settings.limits.memory_mb * 1_000_000
     if cost.inbox_bytes > limit:
         raise ConfigError(

@@ -18,7 +18,7 @@ from . import home as homes
 
 if TYPE_CHECKING:
     from p2pfl.learn.options import PartitionOptions
-    from p2pfl.run import RunSpec
+    from p2pfl.run import KnowledgeOptions, RunSpec
     from p2pfl.simulations.attacks import AttackOptions
     from p2pfl.simulations.workload import Workload
 
@@ -95,6 +95,8 @@ def plan(
         learner["model"] = {**learner.get("model", {"kind": "mlp"}), **({"kind": model} if model else {})}
     for setting in settings:
         set_key(table, setting)
+    # Of a scenario's table only who plays which role means anything to real nodes.
+    roles = tuple(table.pop("simulation", {}).get("roles", ()))
     # The demo makes keys of its own.
     for key in ("founders", "quorum"):
         table.get("trust", {}).pop(key, None)
@@ -106,15 +108,15 @@ def plan(
     honest = honest_count(lies, n)
     run["members_at_start"] = n
     spec = runs.decode(table, str(run_file or "demo"))
-    if spec.learner.module:
+    if spec.learner.module or any(role.module for role in spec.learner.roles.values()):
         raise ConfigError("the demo splits rows itself and needs a built-in model; leave learner.module out")
-    workload = cut(spec, honest, options, sources=sources)
+    workload = cut(spec, honest, options, sources=sources, roles=roles)
     assert workload.pooled is not None, "the learner is built in"
     if sources and not spec.learner.data.target and not spec.learner.data.classes:
         # A site may lack a class that another has: all number them alike.
         rows = msgspec.structs.replace(spec.learner.data, classes=workload.pooled.classes)
         spec = msgspec.structs.replace(spec, learner=msgspec.structs.replace(spec.learner, data=rows))
-        workload = cut(spec, honest, options, sources=sources)
+        workload = cut(spec, honest, options, sources=sources, roles=roles)
     return Plan(spec=spec, joined=spec, workload=workload, sources=sources, attack=lies)
 
 
@@ -144,7 +146,8 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
     if not plan.sources:
         # The rows come as npz files, scaled and split; how they were read before is nobody's business.
         learner = msgspec.structs.replace(learner, data=DataOptions())
-    plan.joined = msgspec.structs.replace(plan.spec, trust=trust, learner=learner)
+    knowledge = _with_probe_beside(folder, plan.spec) if not plan.sources else plan.spec.knowledge
+    plan.joined = msgspec.structs.replace(plan.spec, trust=trust, learner=learner, knowledge=knowledge)
     (folder / homes.RUN).write_text(runs.write_toml(msgspec.to_builtins(plan.joined)), encoding="utf-8")
     addresses = [
         f"/ip4/127.0.0.1/tcp/{port}/p2p/{key.peer_id}" for port, key in zip(ports, keys, strict=False)
@@ -167,11 +170,28 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
                 "bulk_listen": f"127.0.0.1:{ports[count + i]}",
                 "bootstrap": [address for j, address in enumerate(addresses) if j != i],
                 "data": source,
+                "role": site.role,
             }
         }
         homes.write_private(home / homes.SETTINGS, runs.write_toml(settings))
         assert key.peer_id == founders[i]
     return [DemoSite(home=folder / f"site-{i}", peer_id=key.peer_id) for i, key in enumerate(keys)]
+
+
+def _with_probe_beside(folder: Path, spec: RunSpec) -> KnowledgeOptions:
+    """The agreement on knowledge, its probe set as an npz in `folder`: rows as they are after reading."""
+    import msgspec
+    import numpy as np
+
+    from p2pfl.learn import probes
+
+    probe = spec.knowledge.probe
+    if probe is None:
+        return spec.knowledge
+    path = folder / "probe.npz"
+    np.savez(path, x=probes.read(probe.source, spec.learner.data))
+    beside = msgspec.structs.replace(probe, source=f"npz:{path}")
+    return msgspec.structs.replace(spec.knowledge, probe=beside)
 
 
 def _table(run_file: Path | None) -> dict[str, Any]:
@@ -181,7 +201,6 @@ def _table(run_file: Path | None) -> dict[str, Any]:
         table = tomllib.loads(run_file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{run_file}: {error}") from error
-    table.pop("simulation", None)
     return table
 
 

@@ -58,18 +58,18 @@ def _agreement(home: Path, identity: Identity, file: Path | None) -> RunSpec:
     return spec
 
 
-def _find_learner(home: Path, spec: RunSpec, flag: str | None) -> None:
+def _find_learner(home: Path, agreed: str, flag: str | None) -> None:
     """Let this process and the learner's own find the learner's module.
 
-    The flag says where the code of the agreement lies, never that other code is run.
+    The flag says where the code of the agreement lies, never that other code is run.   agreed: its module.
     """
     folder = homes.code_folder(home)
     if flag is not None:
         place, _, attribute = flag.rpartition(":")
         module = Path(place).stem if place.endswith(".py") else place
-        if f"{module}:{attribute}" != spec.learner.module:
+        if f"{module}:{attribute}" != agreed:
             raise RefusedError(
-                f"the agreement's learner is {spec.learner.module or 'built in'!r}, no flag changes it; "
+                f"the agreement's learner is {agreed or 'built in'!r}, no flag changes it; "
                 "--learner says where its code lies, such as src/ward.py:learner"
             )
         if place.endswith(".py"):
@@ -192,6 +192,7 @@ def _flags(**given: Any) -> dict[str, dict[str, Any]]:
 @click.option("--bulk-listen", metavar="HOST:PORT", help="Instead of node.toml's.")
 @click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="Instead of node.toml's.")
 @click.option("--data", help="Instead of node.toml's.")
+@click.option("--role", help="Instead of node.toml's.")
 @click.option("--name", help="Instead of node.toml's.")
 @pass_terminal
 def start(
@@ -204,6 +205,7 @@ def start(
     bulk_listen: str | None,
     bootstrap: tuple[str, ...],
     data: str | None,
+    role: str | None,
     name: str | None,
 ) -> None:
     """Take part in the run that this node has joined.
@@ -212,16 +214,20 @@ def start(
     (`p2pfl run join`).  Ctrl-C saves and stops; the next start goes on from there.
     """
     from p2pfl import settings as node_settings
+    from p2pfl.learn.options import at_role
     from p2pfl.node.sockets import socket_path
     from p2pfl.run import run_id
 
     home = terminal.home
     identity = homes.identity_of(home)
-    overlay = _flags(listen=listen, bulk_listen=bulk_listen, bootstrap=bootstrap, data=data, name=name)
+    overlay = _flags(
+        listen=listen, bulk_listen=bulk_listen, bootstrap=bootstrap, data=data, role=role, name=name
+    )
     settings = node_settings.load(home, overlay)
     spec = _agreement(home, identity, run_file)
+    played = at_role(spec.learner, settings.node.role)
     socket_path(home)
-    _find_learner(home, spec, learner)
+    _find_learner(home, played.module, learner)
     banner = {
         "peer_id": identity.peer_id,
         "name": settings.node.name,

@@ -37,6 +37,8 @@ class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     data: str = ""
+    # Which of the agreement's learner.roles this site plays; the only one may be left out.
+    role: str = ""
     # "process" shields the daemon from the user's code; "thread" is for simulation and tests.
     isolation: str = "process"
 
@@ -99,6 +101,7 @@ _ENVIRONMENT = {
     "P2PFL_ANNOUNCE": ("node", "announce"),
     "P2PFL_BOOTSTRAP": ("node", "bootstrap"),
     "P2PFL_DATA": ("node", "data"),
+    "P2PFL_ROLE": ("node", "role"),
     "P2PFL_ISOLATION": ("node", "isolation"),
     "P2PFL_METRICS_PORT": ("control", "metrics_port"),
     "P2PFL_MEMORY_MB": ("limits", "memory_mb"),

@@ -16,6 +16,7 @@ from p2pfl.ids import PeerId, RunId
 from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import DISTILL_ROWS, LearnerFactory, Site
+from p2pfl.learn.options import at_role
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, dp_sgd_of, exchange_of
@@ -122,7 +123,7 @@ class Machine:
         site = replace(self.site.site, seed=self.spec.run.seed, should_stop=self._should_stop)
         site = replace(site, dp_sgd=dp_sgd_of(self.spec), **exchange_of(self.spec))
         if site.options is None:
-            site = replace(site, options=self.spec.learner)
+            site = replace(site, options=at_role(self.spec.learner, site.role))
         workshop = self._workshop = Workshop(partial(build, self.site.factory), site)
         ready = workshop.ready()
         return Started(
@@ -179,7 +180,7 @@ class Machine:
 
     def _steps(self, job: Job) -> float:
         """How often a whole job looks whether it should stop."""
-        options = self.site.site.options or self.spec.learner
+        options = self.site.site.options or at_role(self.spec.learner, self.site.site.role)
         match job:
             case Learn():
                 rows = sum(samples.labels.size for samples in job.features.values())

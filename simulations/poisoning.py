@@ -31,7 +31,8 @@ def byzantine_site(workload: Workload, attack: AttackOptions, spec: RunSpec, num
     Data are partitioned over the honest, so that attackers take none from them.
     Raises ConfigError when the rows are not ours to poison.
     """
-    site = workload.site(number % len(workload.datasets), spec)
+    honest = len(workload.datasets)
+    site = workload.site(number % honest, spec, peer=honest + number)
     if attack.kind not in DATA_KINDS:
         return site
     if not isinstance(site.dataset, Dataset):

@@ -19,7 +19,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import CompressionOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.knowledge.options import KnowledgeOptions
-from p2pfl.learn.options import PartitionOptions
+from p2pfl.learn.options import PartitionOptions, at_role
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 from p2pfl.trust.options import TrustOptions
@@ -91,7 +91,9 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     partition: how one data source becomes `peers` sites; `data` instead names a source for each.
     attack: who of them lies, and how; see attacks.py.
+    roles: of `[learner.roles]`, in turn for peers 0, 1, 2, ...; empty: the only one there is.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
+    learn_s: of a hub's learning, and of a distillation; as long as a fit unless it is said.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
@@ -107,11 +109,13 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
     data: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
     network: NetworkOptions = NetworkOptions()
     churn: ChurnOptions = ChurnOptions()
     attack: AttackOptions = AttackOptions()
     fit_s: float | tuple[float, ...] = 1.0
     evaluate_s: _Seconds = 0.0
+    learn_s: _Seconds | None = None
     metric: str = ""
     expect: tuple[str, ...] = ()
     grid: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -234,6 +238,7 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     if simulation.seeds:
         parse_seeds(simulation.seeds)
     simulation.network.link()
+    _check_roles(spec, simulation, where)
     _check_engine(spec, simulation, where)
     if simulation.attack.byzantine and mixer_of(spec) is PUSH_PULL:
         raise ConfigError(
@@ -247,6 +252,20 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         expectations=tuple(expect.parse(text) for text in simulation.expect),
         written=spec,
     )
+
+
+def _check_roles(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
+    """Refuse roles that the agreement has not, and more of them than peers.  Raises ConfigError."""
+    if len(simulation.roles) > simulation.peers:
+        raise ConfigError(
+            f"{where}: simulation.roles names {len(simulation.roles)} roles for {simulation.peers} peers;"
+            " give one for each, or a few that repeat"
+        )
+    try:
+        for role in simulation.roles or ("",):
+            at_role(spec.learner, role)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: simulation.roles, who plays which of learner.roles: {error}") from error
 
 
 def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
@@ -281,6 +300,7 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "trust table but for founders and aggregator": trust == TrustOptions(),
         "gossip.compression": spec.gossip.compression == CompressionOptions(),
         "trust.aggregator 'capped-share'": not is_capped(spec),
+        "learner.roles": not spec.learner.roles,
         "knowledge exchange": spec.knowledge == KnowledgeOptions(),
     }
     for what, can in checks.items():

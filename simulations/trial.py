@@ -52,6 +52,7 @@ def make_world(
             factory=workload.factory,
             site=site,
             fit_s=fits[i % len(fits)],
+            learn_s=options.learn_s,
             evaluate_s=options.evaluate_s,
         )
         for i, site in enumerate(_sites(scenario, workload))
@@ -106,7 +107,7 @@ def run_trial(
     """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
     spec, options = scenario.spec, scenario.simulation
     honest = honest_count(options.attack, options.peers)
-    workload = cut(spec, honest, options.partition, sources=options.data)
+    workload = cut(spec, honest, options.partition, sources=options.data, roles=options.roles)
     if options.engine == "population":
         ran = _run_population(scenario, workload, listener)
     else:

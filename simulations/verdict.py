@@ -70,7 +70,12 @@ def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) ->
     Raises LearnerError when the learner cannot evaluate.
     """
     if workload.pooled is not None:
-        shops = [_workshop(workload, replace(workload.site(0, spec), dataset=workload.pooled))] * len(models)
+        roles = [workload.role(i) for i in range(len(models))]
+        by_role = {
+            role: _workshop(workload, replace(workload.site(i, spec), dataset=workload.pooled))
+            for role, i in {role: i for i, role in reversed(list(enumerate(roles)))}.items()
+        }
+        shops = [by_role[role] for role in roles]
     else:
         shops = [_workshop(workload, workload.site(i, spec)) for i in range(len(models))]
     return [_measured(shop, model) for shop, model in zip(shops, models, strict=True)]
@@ -132,7 +137,7 @@ def verdict(
         "metric": {"name": name, **spread(values)},
         "pooled": pooled,
         "alone": alone,
-        "consensus_distance": consensus_distance(np.stack(ran.models)),
+        "consensus_distance": _consensus_distance(ran.models),
         "mass": dict(ran.mass) if ran.mass is not None else None,
         "bytes_sent": ran.bytes_sent,
         "bytes_per_peer_round": ran.bytes_sent / max(1, peers * ran.rounds),
@@ -151,6 +156,13 @@ def verdict(
             for i, (row, m) in enumerate(zip(rows, measured, strict=True))
         ],
     }
+
+
+def _consensus_distance(models: Sequence[Vector]) -> float | None:
+    """None where sites have models of different sizes."""
+    if len({model.size for model in models}) > 1:
+        return None
+    return consensus_distance(np.stack(models))
 
 
 def _workshop(workload: Workload, site: Site) -> Workshop:

@@ -12,8 +12,8 @@ from p2pfl.learn import data, partition
 from p2pfl.learn.data import Dataset
 from p2pfl.learn.factory import resolve
 from p2pfl.learn.learner import LearnerFactory, Site
-from p2pfl.learn.options import PartitionOptions
-from p2pfl.run import RunSpec
+from p2pfl.learn.options import PartitionOptions, at_role
+from p2pfl.run import RunSpec, exchange_of
 
 __all__ = ["Workload", "cut"]
 
@@ -26,23 +26,33 @@ class Workload:
     """The sites of a run.
 
     datasets: one a site, None where the user's own factory reads `sources`.   pooled: all rows of all sites,
-    with the common test rows.
+    with the common test rows.   roles: of `[learner.roles]`, in turn for peers 0, 1, 2, ...; empty: the only
+    one there is, or none.
     """
 
     factory: LearnerFactory
     datasets: tuple[Dataset | None, ...]
     sources: tuple[str, ...]
     pooled: Dataset | None
+    roles: tuple[str, ...] = ()
 
-    def site(self, index: int, spec: RunSpec) -> Site:
-        """Site `index` as the factory sees it."""
+    def role(self, peer: int) -> str:
+        """The role of peer number `peer`."""
+        return self.roles[peer % len(self.roles)] if self.roles else ""
+
+    def site(self, index: int, spec: RunSpec, peer: int | None = None) -> Site:
+        """Site `index` as the factory sees it.   peer: whose role it has, when that is not its own number."""
+        role = self.role(index if peer is None else peer)
+        options = at_role(spec.learner, role)
         return Site(
             data=self.sources[index],
             name=f"site-{index}",
             seed=spec.run.seed,
-            local_steps=spec.learner.local_steps,
-            options=spec.learner,
+            local_steps=options.local_steps,
+            options=options,
             dataset=self.datasets[index],
+            role=role,
+            **exchange_of(spec),
         )
 
 
@@ -52,24 +62,31 @@ def cut(
     options: PartitionOptions,
     *,
     sources: Sequence[str] = (),
+    roles: tuple[str, ...] = (),
 ) -> Workload:
     """The agreement's data cut into `peers` sites under the run's seed.
 
     sources: a data source for each site instead; required where the learner is the user's own module and
-    reads `site.data`.   Raises ConfigError.
+    reads `site.data`.   roles: as of Workload.   Raises ConfigError.
     """
     factory = resolve(spec.learner)
     if sources and len(sources) != peers:
         raise ConfigError(f"there are {len(sources)} data sources for {peers} peers; give one for each")
-    if spec.learner.module:
+    if any(at_role(spec.learner, role).module for role in set(roles or spec.learner.roles or ("",))):
         return Workload(
-            factory=factory, datasets=(None,) * peers, sources=tuple(sources) or ("",) * peers, pooled=None
+            factory=factory,
+            datasets=(None,) * peers,
+            sources=tuple(sources) or ("",) * peers,
+            pooled=None,
+            roles=roles,
         )
     if sources:
         parts = [data.load(source, spec.learner.data, spec.run.seed) for source in sources]
         pooled = _joined(parts)
         sites = [replace(part, x_test=pooled.x_test, y_test=pooled.y_test, file_test=None) for part in parts]
-        return Workload(factory=factory, datasets=tuple(sites), sources=tuple(sources), pooled=pooled)
+        return Workload(
+            factory=factory, datasets=tuple(sites), sources=tuple(sources), pooled=pooled, roles=roles
+        )
     whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
     rng = np.random.default_rng([spec.run.seed, _PURPOSE])
     rows = partition.split(options, whole.y_train, peers, rng, whole.file_train)
@@ -78,6 +95,7 @@ def cut(
         datasets=tuple(data.part(whole, part) for part in rows),
         sources=("",) * peers,
         pooled=whole,
+        roles=roles,
     )
 
 

@@ -135,6 +135,7 @@ async def serve(
                 name=settings.node.name,
                 seed=spec.run.seed,
                 dp_sgd=dp_sgd_of(spec),
+                role=settings.node.role,
                 **exchange_of(spec),
             ),
             transport=transport,

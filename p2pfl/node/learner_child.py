@@ -37,7 +37,7 @@ from p2pfl.events import Evaluate, Train, Vector
 from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.jobs import Workshop, reason
 from p2pfl.learn.learner import LearnerFactory, Site
-from p2pfl.learn.options import LearnerOptions
+from p2pfl.learn.options import LearnerOptions, at_role
 from p2pfl.node.learner_jobs import pack, unpack_job
 from p2pfl.node.learner_messages import (
     Begin,
@@ -87,7 +87,7 @@ def open_workshop(spec: LearnerSpec, site: Site, factory: LearnerFactory | None 
     site: brings `dataset` and `should_stop`; the rest of it comes from `spec`.  Raises LearnerError.
     """
     try:
-        options = msgspec.json.decode(spec.options, type=LearnerOptions)
+        options = at_role(msgspec.json.decode(spec.options, type=LearnerOptions), spec.role)
         chosen = factory or resolve(options)
     except (P2PFLError, msgspec.MsgspecError) as error:
         raise LearnerError(str(error)) from error
