@@ -66,6 +66,12 @@ class TinySplitter:
             moved[1] += 10
         return Update(parameters=moved, samples=len(x), metrics={"loss": 1.0})
 
+    def fit_near(self, parameters: Vector, rng: np.random.Generator, *how: Any) -> Update:
+        return self.fit(parameters, rng)
+
+    def fit_mutual(self, parameters: Vector, rng: np.random.Generator, **how: Any) -> Update:
+        return self.fit(parameters, rng)
+
     def learn(
         self,
         hidden: NDArray[np.float32],
