@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from p2pfl.events import Metrics, Vector
     from p2pfl.learn.learner import DpSgd, Learner, LearnerFactory, Site, Update
     from p2pfl.learn.numpy_learner import NumpyLearner
+    from p2pfl.learn.proxy_learner import ProxyLearner
     from p2pfl.learn.sklearn_learner import SklearnLearner
+    from p2pfl.learn.split_learner import SplitLearner
     from p2pfl.learn.torch_learner import TorchLearner
     from p2pfl.release import Release
     from p2pfl.run import RunSpec
@@ -30,6 +32,8 @@ __all__ = [
     "TorchLearner",
     "SklearnLearner",
     "NumpyLearner",
+    "SplitLearner",
+    "ProxyLearner",
     "RunSpec",
     "P2PFLError",
 ]
@@ -46,6 +50,8 @@ _HOMES = {
     "TorchLearner": "p2pfl.learn.torch_learner",
     "SklearnLearner": "p2pfl.learn.sklearn_learner",
     "NumpyLearner": "p2pfl.learn.numpy_learner",
+    "SplitLearner": "p2pfl.learn.split_learner",
+    "ProxyLearner": "p2pfl.learn.proxy_learner",
     "RunSpec": "p2pfl.run",
     "P2PFLError": "p2pfl.errors",
 }

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+# Names of a proxy's tensors begin with it, also in `learner.share`.
+_PROXY = "proxy."
+
+
 def resolve(options: LearnerOptions) -> LearnerFactory:
     """The factory the table asks for: the user's `module`, or a built-in `model` on `data`.
 
@@ -53,6 +57,13 @@ def resolve(options: LearnerOptions) -> LearnerFactory:
     if options.module and options.model is not None:
         raise ConfigError(
             "[learner] has both module and model; keep module for own code, model for a built-in one"
+        )
+    if options.proxy is not None and (
+        options.model is None or "gkt" in (options.proxy.kind, options.model.kind)
+    ):
+        raise ConfigError(
+            "learner.proxy goes with a built-in learner.model that is not gkt; own code builds"
+            " p2pfl.ProxyLearner itself"
         )
     if options.module:
         return _imported(options.module)
@@ -236,9 +247,19 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
         "batch_size": options.batch_size,
         "standardise": options.standardise,
         "seed": site.seed,
+        "per_class": options.per_class,
     }
-    if options.model.kind == "gkt":
+    if options.proxy is not None:
         # Imported here, so that sites with numpy models never load torch.
+        from p2pfl.learn.proxy_learner import ProxyLearner
+
+        shared = tuple(pattern.replace(_PROXY, "", 1) for pattern in options.share)
+        return ProxyLearner(
+            _model(dataset, options.model, site, **how),
+            _model(dataset, options.proxy, site, share=shared, **how),
+            batch_size=options.batch_size,
+        )
+    if options.model.kind == "gkt":
         from p2pfl.learn.torch_gkt import gkt_learner
 
         hub: dict[str, Any] = {

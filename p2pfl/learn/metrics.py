@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError
 
-__all__ = ["accuracy", "auc", "log_loss", "consensus_distance"]
+__all__ = ["by_class", "accuracy", "auc", "log_loss", "consensus_distance"]
 
 _Array = NDArray[Any]
 # Rows turned to float64 at once in consensus_distance: 4,096 rows of 10,000 parameters are 0.3 GB.
@@ -95,3 +95,24 @@ def _check_rows(labels: _Array, other: _Array) -> None:
         raise LearnerError(
             f"{len(labels)} labels and {len(other)} predictions; both need the same rows, not none"
         )
+
+
+def by_class(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], own: NDArray[np.int64], n_classes: int
+) -> dict[str, float]:
+    """`accuracy_C` of each class in the test rows, and `local_accuracy`: weighted as the site's own classes.
+
+    labels, predicted: (n,) of test rows.   own: (m,) classes of training rows.   A class without a test row
+    has no accuracy, and its weight goes to the others.
+
+    >>> by_class(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([1, 1, 1, 0]), 3)
+    {'accuracy_0': 0.5, 'accuracy_1': 1.0, 'local_accuracy': 0.875}
+    """
+    tested = np.bincount(labels, minlength=n_classes)
+    right = np.bincount(labels[predicted == labels], minlength=n_classes)
+    shares = np.bincount(own, minlength=n_classes) * (tested > 0)
+    accuracies = right / np.maximum(tested, 1)
+    found = {f"accuracy_{c}": float(accuracies[c]) for c in np.flatnonzero(tested)}
+    if shares.sum():
+        found["local_accuracy"] = float((accuracies * shares).sum() / shares.sum())
+    return found

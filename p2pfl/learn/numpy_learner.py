@@ -51,15 +51,19 @@ class NumpyLearner:
         share: tuple[str, ...] = ("*",),
         standardise: Standardise = "none",
         seed: int = 0,
+        per_class: bool = False,
     ) -> None:
-        """local_steps: None is the site's, or one epoch.   seed: the run's, so that all sites start equal."""
+        """local_steps: None is the site's, or one epoch.   seed: the run's, so that all sites start equal.
+
+        per_class: measure the accuracy of each class, too.
+        """
         model = model or ModelOptions()
         if model.kind in ("cnn", "gkt"):
             raise ConfigError(f'model kind "{model.kind}" needs torch; see p2pfl.learn.torch_models')
         self.local_steps = local_steps
         self.should_stop: Callable[[], bool] = lambda: False
         self.progress: Callable[[], float] = lambda: 0.0
-        self._dataset = dataset
+        self._dataset, self._per_class = dataset, per_class
         self._optimizer = optimizer or OptimizerOptions()
         self.rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
         hidden = model.hidden if model.kind == "mlp" else ()
@@ -184,6 +188,9 @@ class NumpyLearner:
         z, y = logits(self._theta, self._net.layers, self.rows.x_test), self._dataset.y_test
         p = probabilities(z)
         measured = {"loss": mean_loss(z, y), "accuracy": metrics.accuracy(y, p.argmax(axis=1))}
+        if self._per_class:
+            d = self._dataset
+            measured |= metrics.by_class(y, p.argmax(axis=1), d.y_train, d.n_classes)
         if self._dataset.n_classes == 2:
             # The difference of logits orders rows as p does, without its ties near 0 and 1.
             area = metrics.auc(y, z[:, -1] - z[:, 0] if z.shape[1] == 2 else z[:, 0])

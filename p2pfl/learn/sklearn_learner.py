@@ -49,11 +49,13 @@ class SklearnLearner:
         batch_size: int = 32,
         share: Sequence[str] = ("*",),
         seed: int = 0,
+        per_class: bool = False,
     ) -> None:
         """x: (n, k), y: (n,).   classes: all labels of the agreement; None takes those found at this site.
 
         local_steps: calls of partial_fit, each on `batch_size` rows; None is the site's, or one epoch.  A
-        warm-started `fit` uses the estimator's own max_iter instead.
+        warm-started `fit` uses the estimator's own max_iter instead.   per_class: measure the accuracy of
+        each class, too.
         """
         try:
             from sklearn.base import is_regressor
@@ -67,7 +69,7 @@ class SklearnLearner:
         self._estimator, self._unfinished = estimator, ConvergenceWarning
         self._x_train, self._y_train = np.asarray(x_train), np.asarray(y_train)
         self._x_test, self._y_test = np.asarray(x_test), np.asarray(y_test)
-        self._batch_size = batch_size
+        self._batch_size, self._per_class = batch_size, per_class
         self._is_partial = hasattr(estimator, "partial_fit")
         self._settings = estimator.get_params(deep=False)
         if not self._is_partial and not self._settings.get("warm_start", False):
@@ -112,6 +114,9 @@ class SklearnLearner:
             return {"loss": float(np.mean((predicted - self._y_test) ** 2))}
         labels = np.searchsorted(self._classes, self._y_test)
         measured = {"accuracy": metrics.accuracy(self._y_test, predicted)}
+        if self._per_class:
+            found = np.searchsorted(self._classes, predicted)
+            measured |= metrics.by_class(labels, found, self.own_rows()[1], len(self._classes))
         scores = None
         if hasattr(self._estimator, "predict_proba"):
             scores = self._estimator.predict_proba(self._x_test)

@@ -76,28 +76,29 @@ def descend(
 def study(
     criterion: TaughtCriterion,
     optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    p: Tensor | None,
-    labels: Tensor | None,
-    order: NDArray[Any],
+    rows: Taught,
+    inputs_of: Callable[[NDArray[Any]], Tensor],
+    to_device: Callable[[Any], Any],
     should_stop: Callable[[], bool],
-    name: str = "distill_loss",
+    name: str,
 ) -> tuple[int, dict[str, float]]:
-    """Steps of `optimizer` over the batches of `order`, (steps, b) row numbers, until `should_stop`.
+    """Steps of `optimizer` over `rows`, until `should_stop`.
 
-    inputs: (n, ...), p: (n, K) or None, labels: (n,) or None.   returns: the rows seen, and their mean loss
-    under `name`.
+    inputs_of: from raw rows to what the model takes.   returns: the rows seen, and their mean loss as `name`.
     """
+    inputs = inputs_of(rows.x)
+    p = None if rows.p is None else to_device(torch.from_numpy(np.array(rows.p, np.float32)))
+    labels = None if rows.labels is None else to_device(torch.from_numpy(np.array(rows.labels, np.int64)))
     samples, total = 0, 0.0
-    for rows in map(torch.from_numpy, order):
+    for chosen in map(torch.from_numpy, rows.order):
         if should_stop():
             break
         optimizer.zero_grad()
-        loss = criterion(inputs[rows], *(None if a is None else a[rows] for a in (p, labels)))
+        loss = criterion(inputs[chosen], *(None if a is None else a[chosen] for a in (p, labels)))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        samples += len(rows)
-        total += float(loss.detach()) * len(rows)
+        samples += len(chosen)
+        total += float(loss.detach()) * len(chosen)
     return samples, {name: total / samples} if samples else {}
 
 

@@ -32,6 +32,7 @@ def gkt_learner(
     hub_epochs: int = 3,
     hub_batch_size: int = 64,
     hub_optimizer: OptimizerOptions | None = None,
+    per_class: bool = False,
 ) -> SplitLearner:
     """A SplitLearner of the models of torch_split.py.   seed: the run's, so that all sites start equal."""
     if standardise != "none":
@@ -51,6 +52,7 @@ def gkt_learner(
         batch_size=batch_size,
         share=share,
         embedding=HEAD,
+        per_class=per_class,
     )
 
     def hub() -> TorchLearner:

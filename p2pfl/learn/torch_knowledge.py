@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from p2pfl.errors import ConfigError, LearnerError
+from p2pfl.events import Vector
 from p2pfl.learn.torch_descent import TaughtCriterion
 
 __all__ = [
     "Criterion",
     "Lesson",
+    "Pupil",
     "distillation",
     "embed",
     "embedding_layer",
@@ -161,3 +163,47 @@ def taught(
         return sum(terms[1:], start=terms[0])
 
     return criterion
+
+
+class Pupil:
+    """A model in training that first says what it believes of a batch, then learns what another believes.
+
+    `vector` is what it has become, (d,), once its fit is over.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        lesson: Lesson,
+        inputs: Tensor,
+        labels: Tensor,
+    ) -> None:
+        """inputs: (n, ...), of all rows.   labels: (n,)."""
+        self.vector: Vector | None = None
+        self._model, self._optimizer, self._loss, self._lesson = model, optimizer, loss, lesson
+        self._inputs, self._labels = inputs, labels
+        self._outputs: Tensor | None = None
+        self._rows = labels[:0]
+
+    def look(self, rows: Tensor) -> Tensor:
+        """Probabilities, (b, K), of the rows numbered (b,)."""
+        self._rows, self._outputs = rows, self._model(self._inputs[rows])
+        return softmax(two_sided(self._outputs).detach(), dim=1)
+
+    def learn(self, p: Tensor, alpha: float, temperature: float) -> float:
+        """A step on (1 - alpha) times the loss plus alpha times the lesson of p (b, K), on what it looked at.
+
+        returns: that loss.
+        """
+        assert self._outputs is not None, "it has looked at the rows"
+        z = two_sided(self._outputs)
+        if z.shape != p.shape:
+            raise LearnerError(f"the models that teach each other have {z.shape[1]} and {p.shape[1]} classes")
+        loss = (1 - alpha) * self._loss(self._outputs, self._labels[self._rows])
+        loss = loss + alpha * self._lesson(z, p, temperature)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return float(loss.detach())

@@ -5,14 +5,14 @@ is not shared (a private head, integer buffers) and what the optimizer remembers
 `state`.  The global torch generator is seeded inside `fit` and put back, so dropout repeats.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, LearnerError
@@ -28,6 +28,7 @@ from p2pfl.learn.torch_descent import Taught, TaughtCriterion, descend, passes, 
 from p2pfl.learn.torch_knowledge import (
     Criterion,
     Lesson,
+    Pupil,
     distillation,
     embed,
     embedding_layer,
@@ -37,8 +38,8 @@ from p2pfl.learn.torch_knowledge import (
     two_sided,
 )
 from p2pfl.learn.torch_metrics import mean_loss, measured
-from p2pfl.learn.torch_optimizer import MakeOptimizer, Optimizers
-from p2pfl.learn.torch_rows import rows_of
+from p2pfl.learn.torch_optimizer import MakeOptimizer, Optimizers, packed_state, unpack_state
+from p2pfl.learn.torch_rows import count_of, rows_of
 from p2pfl.learn.torch_vector import SeededLoader, Tensors
 from p2pfl.release import Release
 
@@ -48,7 +49,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Fit = Callable[[nn.Module, Any], Mapping[str, float] | None]
 MeasureMore = Callable[[Tensor, Tensor], Mapping[str, float]]
 
-_OPTIMIZER = "optimizer."
 # Rows of a step where the loader does not say: p2pfl's own default.
 _BATCH = 32
 
@@ -182,7 +182,7 @@ class TorchLearner:
         rows = Taught(x=x, p=targets, labels=labels, order=batches(len(x), batch, steps, rng))
         criterion = taught(self._model, self._lesson, temperature=temperature, alpha=alpha)
         new = partial(self._optimizers.new, self.progress())
-        return self._trained(parameters, rng, lambda: self._study(rows, criterion, new(), "distill_loss"))
+        return self._trained(parameters, rng, lambda: self._study(criterion, new(), rows, "distill_loss"))
 
     def fit_taught(
         self,
@@ -198,15 +198,12 @@ class TorchLearner:
         alpha: float = 1.0,
         still_part: str = "",
     ) -> Update:
-        """`fit` on rows (n, ...) of classes (n,), with a teacher's beliefs (n, K) beside them, or None.
+        """`fit` on rows (n, ...) of classes (n,), beside them a teacher's beliefs (n, K) or None.
 
-        The loss is the learner's own plus alpha times the lesson; steps, batch and optimizer are those of
-        `fit` unless they are given.   still_part: a submodule that stays as it is.
+        On the loss plus alpha times the lesson; steps and batch are as in `fit` unless they are given.
+        still_part: a submodule that stays as it is.
         """
-        loss, optimizers = self._loss, self._optimizers
-        if loss is None or optimizers is None or self._user_fit is not None:
-            raise LearnerError("own fit cannot be taught; give loss and optimizer instead")
-        self._refuse_unaccounted("fit_taught")
+        loss, optimizers = self._taught_by("fit_taught")
         if targets is not None:
             check_lesson(len(x), targets, targets.shape[-1], temperature)
         size = batch or getattr(self._train, "batch_size", None) or _BATCH
@@ -217,9 +214,22 @@ class TorchLearner:
 
         def train() -> tuple[int, Mapping[str, float]]:
             with still(self._model, still_part):
-                return self._study(rows, criterion, optimizers.of_fit(self.progress()), "train_loss")
+                return self._study(criterion, optimizers.of_fit(self.progress()), rows, "train_loss")
 
         return self._trained(parameters, rng, train)
+
+    @contextmanager
+    def pupil(
+        self, parameters: Vector, rng: np.random.Generator, x: NDArray[Any], labels: NDArray[np.int64]
+    ) -> Iterator[Pupil]:
+        """A fit whose steps the caller takes, on rows (n, ...); the pupil has its `vector` at the end."""
+        loss, optimizers = self._taught_by("fit_mutual")
+        with self._training(parameters, rng):
+            targets = self._to_device(torch.from_numpy(np.array(labels, np.int64)))
+            optimizer = optimizers.of_fit(self.progress())
+            pupil = Pupil(self._model, optimizer, loss, self._lesson, self._inputs(x), targets)
+            yield pupil
+            pupil.vector = self._tensors.trained()
 
     def evaluate(self, parameters: Vector) -> Metrics:
         """On the test rows, in eval mode: `loss` where one was given, `accuracy` for classes, `auc` for two.
@@ -260,16 +270,10 @@ class TorchLearner:
 
     def samples(self) -> int:
         """The number of training rows; of a loader without a sized dataset, the rows of one pass."""
-        rows = getattr(self._train, "dataset", None)
-        if rows is not None and hasattr(rows, "__len__"):
-            return len(rows)
-        return sum(len(targets) for _, targets in self._train)
+        return count_of(self._train)
 
     def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The training rows raw, (n, ...), and their classes, (n,): the loader's data set in its order.
-
-        Each is read once: one that augments is known by its first draw.   Raises as torch_rows.py says.
-        """
+        """The training rows raw, (n, ...), and their classes, (n,); read once, see torch_rows.py."""
         if self._own_rows is None:
             self._own_rows = rows_of(self._train)
         x, y = self._own_rows
@@ -284,10 +288,8 @@ class TorchLearner:
 
         Raises ConfigError when this model or loader cannot be trained so.
         """
-        if self._user_fit is not None:
-            return self._release
-        if self.dp_sgd is None:
-            return None
+        if self._user_fit is not None or self.dp_sgd is None:
+            return None if self._user_fit is None else self._release
         return dp_sgd.release(self._model, self._train, self.dp_sgd, self.local_steps)
 
     def schema(self) -> Schema:
@@ -312,18 +314,11 @@ class TorchLearner:
 
     def state(self) -> bytes:
         """What must survive a crash, as safetensors: private tensors, and the optimizer where it is kept."""
-        tensors = self._tensors.packed()
-        if self._optimizers is not None:
-            tensors |= {_OPTIMIZER + name: tensor for name, tensor in self._optimizers.packed().items()}
-        return save(tensors) if tensors else b""
+        return packed_state(self._tensors, self._optimizers)
 
     def restore(self, state: bytes) -> None:
         """Takes back what `state` gave.  Raises LearnerError when it is of another model."""
-        tensors = load(state) if state else {}
-        self._tensors.unpack({n: t for n, t in tensors.items() if not n.startswith(_OPTIMIZER)})
-        packed = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
-        if self._optimizers is not None:
-            self._optimizers.unpack(packed, self.progress())
+        unpack_state(state, self._tensors, self._optimizers, self.progress())
 
     def _inputs(self, x: NDArray[Any]) -> Tensor:
         """Raw rows as the module sees them."""
@@ -341,9 +336,13 @@ class TorchLearner:
 
     def _refuse_unaccounted(self, what: str) -> None:
         if self.dp_sgd is not None:
-            raise LearnerError(
-                f"{what} trains on the site's rows without noise, and privacy is dp-sgd; leave one"
-            )
+            raise LearnerError(f"{what} trains on rows without noise, and privacy is dp-sgd; leave one")
+
+    def _taught_by(self, what: str) -> tuple[Loss, Optimizers]:
+        self._refuse_unaccounted(what)
+        if self._loss is None or self._optimizers is None or self._user_fit is not None:
+            raise LearnerError("own fit cannot be taught; give loss and optimizer instead")
+        return self._loss, self._optimizers
 
     def _embedding(self) -> nn.Module:
         return embedding_layer(self._model, self._embedding_name)
@@ -354,7 +353,15 @@ class TorchLearner:
         rng: np.random.Generator,
         train: Callable[[], tuple[int, Mapping[str, float]]],
     ) -> Update:
-        """What `train` makes of the module; when it raises, all that is private is put back."""
+        """What `train` makes of the module."""
+        with self._training(parameters, rng):
+            samples, measured = train()
+            vector = self._tensors.trained()
+        return Update(parameters=vector, samples=samples, metrics={n: float(v) for n, v in measured.items()})
+
+    @contextmanager
+    def _training(self, parameters: Vector, rng: np.random.Generator) -> Iterator[None]:
+        """Inside, the module is trained; whatever is raised puts back all that is private."""
         if self._rows is not None:
             self._rows.check_ready()
         self._tensors.adopt(parameters)
@@ -366,26 +373,16 @@ class TorchLearner:
                 seeded(global_seed),
                 SeededLoader(self._train, loader_seed),
             ):
-                samples, measured = train()
-                vector = self._tensors.trained()
+                yield
         except BaseException:
             if self._optimizers is not None:
                 self._optimizers.forget()
             raise
-        return Update(
-            parameters=vector, samples=samples, metrics={name: float(v) for name, v in measured.items()}
-        )
 
     def _study(
-        self, rows: Taught, criterion: TaughtCriterion, optimizer: torch.optim.Optimizer, name: str
+        self, criterion: TaughtCriterion, optimizer: torch.optim.Optimizer, rows: Taught, name: str
     ) -> tuple[int, Mapping[str, float]]:
-        def tensor(array: NDArray[Any] | None, kind: type) -> Tensor | None:
-            return None if array is None else self._to_device(torch.from_numpy(np.array(array, kind)))
-
-        p, labels = tensor(rows.p, np.float32), tensor(rows.labels, np.int64)
-        return study(
-            criterion, optimizer, self._inputs(rows.x), p, labels, rows.order, self.should_stop, name
-        )
+        return study(criterion, optimizer, rows, self._inputs, self._to_device, self.should_stop, name)
 
     def _descend(self, criterion: Criterion) -> tuple[int, dict[str, float]]:
         """The standard loop over batches; gives rows seen and their mean loss."""

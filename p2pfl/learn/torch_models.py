@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from p2pfl.errors import ConfigError
 from p2pfl.learn.batches import batches
 from p2pfl.learn.data import Dataset, rows_meaning
+from p2pfl.learn.metrics import by_class
 from p2pfl.learn.options import ModelOptions, OptimizerOptions, Standardise
 from p2pfl.learn.schedule import rate_factor
 from p2pfl.learn.selection import Image
@@ -116,6 +117,7 @@ def module_learner(
     share: tuple[str, ...] = ("*",),
     standardise: Standardise = "none",
     seed: int = 0,
+    per_class: bool = False,
 ) -> TorchLearner:
     """A TorchLearner of a built-in model on a Dataset.   seed: the run's, so that all sites start equal.
 
@@ -137,6 +139,7 @@ def module_learner(
         batch_size=batch_size,
         share=share,
         standardise=standardise,
+        per_class=per_class,
     )
 
 
@@ -150,8 +153,17 @@ def network_learner(
     share: tuple[str, ...],
     standardise: Standardise = "none",
     embedding: str | None = None,
+    per_class: bool = False,
 ) -> TorchLearner:
-    """A TorchLearner of `network`, from rows (n, k) to logits, on a Dataset.   embedding: as there."""
+    """A TorchLearner of `network`, from rows (n, k) to logits, on a Dataset.   embedding: as there.
+
+    per_class: measure the accuracy of each class, too.
+    """
+
+    def more(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        found = outputs.argmax(dim=1).numpy()
+        return by_class(targets.numpy(), found, dataset.y_train, dataset.n_classes)
+
     rows = Rows(dataset.x_train, dataset.x_test, standardise, dataset.features)
     return TorchLearner(
         network,
@@ -166,6 +178,7 @@ def network_learner(
         rows=rows,
         schema_hash=lambda own: hashlib.sha256(own + rows_meaning(dataset)).digest(),
         embedding=embedding,
+        metrics=more if per_class else None,
     )
 
 

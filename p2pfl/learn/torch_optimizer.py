@@ -3,14 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from p2pfl.learn.optimizer_state import pack_optimizer, unpack_optimizer
+from p2pfl.learn.torch_vector import Tensors
 
-__all__ = ["MakeOptimizer", "Optimizers", "Schedule"]
+__all__ = ["MakeOptimizer", "Optimizers", "Schedule", "packed_state", "unpack_state"]
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[float], float]
+
+_OPTIMIZER = "optimizer."
 
 
 class Optimizers:
@@ -56,3 +60,20 @@ class Optimizers:
             factor = self._schedule(progress)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
+
+
+def packed_state(tensors: Tensors, optimizers: Optimizers | None) -> bytes:
+    """The private tensors and what a kept optimizer remembers, as safetensors; empty where neither is."""
+    packed = tensors.packed()
+    if optimizers is not None:
+        packed |= {_OPTIMIZER + name: tensor for name, tensor in optimizers.packed().items()}
+    return save(packed) if packed else b""
+
+
+def unpack_state(state: bytes, tensors: Tensors, optimizers: Optimizers | None, progress: float) -> None:
+    """Takes back what `packed_state` gave.  Raises LearnerError when it is of another model."""
+    packed = load(state) if state else {}
+    tensors.unpack({n: t for n, t in packed.items() if not n.startswith(_OPTIMIZER)})
+    if optimizers is not None:
+        kept = {n.removeprefix(_OPTIMIZER): t for n, t in packed.items() if n.startswith(_OPTIMIZER)}
+        optimizers.unpack(kept, progress)

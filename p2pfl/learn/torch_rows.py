@@ -9,7 +9,15 @@ from torch.utils.data import TensorDataset
 
 from p2pfl.errors import LearnerError
 
-__all__ = ["rows_of"]
+__all__ = ["count_of", "rows_of"]
+
+
+def count_of(loader: Any) -> int:
+    """The number of rows: of the loader's data set, or of one pass where that has no size."""
+    rows = getattr(loader, "dataset", None)
+    if rows is not None and hasattr(rows, "__len__"):
+        return len(rows)
+    return sum(len(targets) for _, targets in loader)
 
 
 def rows_of(loader: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
