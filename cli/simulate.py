@@ -59,6 +59,21 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     help="Folder for the results; trials that are in it are not run again.",
 )
 @click.option("--fresh", is_flag=True, help="Run again what is in the folder.")
+@click.option(
+    "--join",
+    is_flag=False,
+    flag_value="",
+    metavar="[TICKET]",
+    help="Take part in a real run, FILE its run.toml, with --peers virtual peers behind this node.",
+)
+@click.option("--partition", metavar="KIND", help="With --join, how they share its rows.  [default: iid]")
+@click.option(
+    "--inner-rounds",
+    type=click.IntRange(min=1),
+    help="With --join, how often they train and mix in a round.  [default: 2, if the steps are even]",
+)
+@click.option("--data", metavar="SOURCE", help="With --join, the rows, instead of node.toml's.")
+@click.option("--yes", is_flag=True, help="With --join, consent to the agreement without being asked.")
 @pass_terminal
 def simulate(
     terminal: Terminal,
@@ -73,12 +88,44 @@ def simulate(
     jobs: int,
     output: Path | None,
     fresh: bool,
+    join: str | None,
+    partition: str | None,
+    inner_rounds: int | None,
+    data: str | None,
+    yes: bool,
 ) -> None:
     """Run a scenario, a file or one that is shipped, such as digits, crash or robust-dense.
 
     Exits with 6 when an expectation is not met.  The same seed gives the same run, bit for bit.
     `p2pfl simulate compare DIR DIR` shows what two runs with -o gave, side by side.
+
+    With --join this node takes part in a real run, as one member behind which virtual peers stand: made by
+    `p2pfl node init`, let in by a ticket (a founder needs none), started again by the same command.
     """
+    only_joined = {"--partition": partition, "--inner-rounds": inner_rounds, "--data": data, "--yes": yes}
+    if join is not None:
+        others = (engine, rounds, seed, seeds, settings, jobs > 1, output, fresh, folders)
+        if any(one not in (None, (), False) for one in others):
+            raise ConfigError(
+                "--join takes --peers, --partition, --inner-rounds, --data and --yes; everything else is in"
+                " the agreement"
+            )
+        from .front import take_part
+
+        take_part(
+            terminal,
+            Path(scenario),
+            join,
+            peers=peers,
+            partition=partition,
+            inner_rounds=inner_rounds,
+            data=data,
+            yes=yes,
+        )
+        return
+    for flag, value in only_joined.items():
+        if value not in (None, False):
+            raise ConfigError(f"{flag} goes with --join; a scenario says it under [simulation]")
     if scenario == "compare" or folders:
         _compare(terminal, scenario, folders)
         return

@@ -17,7 +17,7 @@ Deadlines are on trio's clock.  Real processes need a real one: under an autojum
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import trio
@@ -73,14 +73,18 @@ class LearnerProcess:
         evaluate_s: float = _EVALUATE_S,
         retry_s: float = _RETRY_S,
         said: Callable[[str], None] | None = None,
+        program: Sequence[str] = ("p2pfl.node.learner_child",),
     ) -> None:
-        """said: called with every line that the learner prints, cut to a bounded length."""
+        """said: called with every line that the learner prints, cut to a bounded length.
+
+        program: what serves as the child, a module whose `main` ends in learner_child's, and its arguments.
+        """
         self.fault = ""
         self._grace_s = grace_s
         self._start_s = start_s
         self._evaluate_s = evaluate_s
         self._retry_s = retry_s
-        self._said = said
+        self._said, self._program = said, program
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._turn = trio.Lock()
         self._child: Child | None = None
@@ -236,7 +240,7 @@ class LearnerProcess:
         """A new child with its learner built, or None and the reason in `fault`."""
         assert self._spec is not None
         try:
-            self._child = Child.start()
+            self._child = Child.start(self._program)
         except OSError as error:
             self._note_failed_start(f"no process could be started: {error}")
             return None
