@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError, StoreError
 
 from .exits import Exit
 from .grids import comparison_text, grid_text, outcomes_text
+from .reports import write_comparison, write_study
 from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
 
@@ -56,7 +57,7 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     "-o",
     "output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results; trials that are in it are not run again.",
+    help="Folder for report.html and the results; trials that are in it are not run again.",
 )
 @click.option("--fresh", is_flag=True, help="Run again what is in the folder.")
 @click.option(
@@ -126,8 +127,9 @@ def simulate(
     for flag, value in only_joined.items():
         if value not in (None, False):
             raise ConfigError(f"{flag} goes with --join; a scenario says it under [simulation]")
+    folder = _folder(output)
     if scenario == "compare" or folders:
-        _compare(terminal, scenario, folders)
+        _compare(terminal, scenario, folders, folder)
         return
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, "1")
@@ -145,12 +147,12 @@ def simulate(
     verdicts = sweep.run(
         todo,
         jobs=jobs,
-        folder=_folder(output),
+        folder=folder,
         fresh=fresh,
         listen=lambda trial: None if chosen.axes else _progress(terminal, trial),
         done=_teller(terminal, is_grid=bool(chosen.axes), total=len(todo)),
     )
-    if not _conclude(terminal, chosen, verdicts):
+    if not _conclude(terminal, chosen, verdicts, folder):
         sys.exit(int(Exit.EXPECTATION))
 
 
@@ -196,8 +198,10 @@ def _teller(
     return tell
 
 
-def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, Any]]) -> bool:
-    """Print what all trials show together, and return whether they meet the expectations."""
+def _conclude(
+    terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, Any]], folder: Path | None
+) -> bool:
+    """Print, and in `folder` report, what all trials show together; whether they meet the expectations."""
     from p2pfl.simulations import expect, summary
 
     outcomes = [asdict(expect.judge(expectation, verdicts)) for expectation in scenario.expectations]
@@ -215,19 +219,31 @@ def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, A
         "is_met": is_met,
         "expectations": outcomes,
     }
-    parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes))
+    where = ""
+    if folder is not None:
+        page = write_study(folder, verdicts, scenario=scenario.name, axes=axes, outcomes=outcomes)
+        value["report"] = str(page)
+        where = f"report  {page}"
+    parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes), where)
     terminal.result(value, "\n\n".join(part for part in parts if part))
     return is_met
 
 
-def _compare(terminal: Terminal, word: str, folders: tuple[Path, ...]) -> None:
+def _compare(terminal: Terminal, word: str, folders: tuple[Path, ...], output: Path | None) -> None:
     from p2pfl.simulations import comparison
 
     if word != "compare" or len(folders) != 2:
         raise ConfigError("one scenario is run at a time; two folders are compared by `simulate compare A B`")
-    rows = comparison.compare(*map(comparison.read, folders))
-    first, second = map(str, folders)
-    terminal.result({"first": first, "second": second, "cells": rows}, comparison_text(rows, (first, second)))
+    sides = (comparison.read(folders[0]), comparison.read(folders[1]))
+    rows = comparison.compare(*sides)
+    names = (str(folders[0]), str(folders[1]))
+    value: dict[str, Any] = {"first": names[0], "second": names[1], "cells": rows, "report": None}
+    text = comparison_text(rows, names)
+    if output is not None:
+        page = write_comparison(output, rows, names, sides)
+        value["report"] = str(page)
+        text += f"\n\nreport  {page}"
+    terminal.result(value, text)
 
 
 def _folder(output: Path | None) -> Path | None:

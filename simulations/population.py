@@ -112,6 +112,8 @@ class Population:
         self.faults = np.zeros(n, np.int64)
         self.sent_bodies = np.zeros(n, np.int64)
         self.per_round: list[dict[str, Any]] = []
+        # Of the last round's fits, NaN where none is known.
+        self.losses = np.full(n, np.nan)
         self._losses: list[Floats] = []
         self._lies: Lies = {}
         self._bounds_broken = 0
@@ -318,6 +320,7 @@ class Population:
         return self._edges[key]
 
     def _note(self, number: int, stage: str, losses: Floats) -> None:
+        self.losses = losses
         if stage == "training":
             self._losses.append(losses[: self.honest])
         known = losses[: self.honest][np.isfinite(losses[: self.honest])]

@@ -94,7 +94,9 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
-    metric: the one judged; empty takes accuracy where there is one.   expect, grid: see those modules.
+    metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
+    measurements of it while a run is recorded, 0 for none; see recorder.py.
+    expect, grid: see those modules.
     seeds: those it is run under unless flags say otherwise, such as "0-4"; empty is run.seed alone.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
@@ -112,6 +114,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fit_s: float | tuple[float, ...] = 1.0
     evaluate_s: _Seconds = 0.0
     metric: str = ""
+    measure_every: Annotated[int, Meta(ge=0)] | None = None
     expect: tuple[str, ...] = ()
     grid: dict[str, Any] = msgspec.field(default_factory=dict)
     seeds: str = ""

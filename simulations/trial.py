@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from .mass_audit import audit, books_on
 from .placement import admitted, cut_off, honest_count
 from .poisoning import byzantine_site
 from .population import Population
+from .recorder import Recorder
 from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
 from .world import World
@@ -101,34 +102,60 @@ def _sites(scenario: Scenario, workload: Workload) -> list[Site]:
 
 
 def run_trial(
-    scenario: Scenario, *, listener: Callable[[float, int, Fact], None] | None = None
+    scenario: Scenario,
+    *,
+    listener: Callable[[float, int, Fact], None] | None = None,
+    cell: Mapping[str, str] | None = None,
+    events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
+    """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError.
+
+    cell: its place in a grid.   events: what is recorded of the run is added to it (recorder.py); None
+    records, and measures on the way, nothing.
+    """
     spec, options = scenario.spec, scenario.simulation
     honest = honest_count(options.attack, options.peers)
     workload = cut(spec, honest, options.partition, sources=options.data)
+    recorder = None if events is None else Recorder(scenario, workload, cell)
     if options.engine == "population":
-        ran = _run_population(scenario, workload, listener)
+        ran = _run_population(scenario, workload, listener, recorder)
     else:
-        world, wall_s = _run(scenario, workload, listener)
+        world, wall_s = _run(scenario, workload, listener, recorder)
         ran = _ran(world, options.attack, wall_s)
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
     if options.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":
         result["reference"] = _reference(scenario, workload, result["metric"]["name"])
+    if recorder is not None and events is not None:
+        recorder.finish(result)
+        events += recorder.events
     return {**result, "scenario": scenario.name}
 
 
 def _run(
-    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+    scenario: Scenario,
+    workload: Workload,
+    listener: Callable[[float, int, Fact], None] | None,
+    recorder: Recorder | None = None,
 ) -> tuple[World, float]:
     began = time.perf_counter()
-    world = make_world(scenario, workload, listener=listener)
+
+    def hear(now: float, index: int, fact: Fact) -> None:
+        if recorder is not None:
+            recorder.hear(now, index, fact)
+        if listener is not None:
+            listener(now, index, fact)
+
+    world = make_world(scenario, workload, listener=hear)
+    if recorder is not None:
+        recorder.watch(world)
     for _ in range(_REVIVALS):
         ended = world.run(until_s=scenario.simulation.until_s)
         down = [m.index for m in world.machines if not m.is_up]
         if ended and not down:
+            if recorder is not None:
+                recorder.close()
             return world, time.perf_counter() - began
         for index in down:
             world.boot(index)
@@ -186,7 +213,10 @@ def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
 
 
 def _run_population(
-    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+    scenario: Scenario,
+    workload: Workload,
+    listener: Callable[[float, int, Fact], None] | None,
+    recorder: Recorder | None,
 ) -> verdict.Ran:
     began = time.perf_counter()
     spec, options = scenario.spec, scenario.simulation
@@ -199,7 +229,11 @@ def _run_population(
         consensus_every=options.consensus_every,
         listener=listener,
     )
-    population.run()
+    while not population.is_over:
+        population.step()
+        if recorder is not None:
+            recorder.after_round(population)
+    population.finish()
     wall_s = time.perf_counter() - began
     sent = population.sent_bodies * population.body_bytes()
     attack, honest = options.attack, population.honest
