@@ -23,10 +23,11 @@ from p2pfl.net.link_model import LinkModel
 from p2pfl.run import KnowledgeOptions, RunSpec
 from p2pfl.trust.options import TrustOptions
 
-from . import expect
+from . import classes, expect
 from . import grid as grids
 from .attacks import WORLD_KINDS, AttackOptions
 from .churn import ChurnOptions
+from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
 from .network import Partition
@@ -91,6 +92,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     partition: how one data source becomes `peers` sites; `data` instead names a source for each.
     attack: who of them lies, and how; see attacks.py.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
+    speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
@@ -109,6 +111,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     partition: PartitionOptions = PartitionOptions()
     data: tuple[str, ...] = ()
     network: NetworkOptions = NetworkOptions()
+    speed: dict[str, SpeedClass] = msgspec.field(default_factory=dict)
+    access: dict[str, AccessClass] = msgspec.field(default_factory=dict)
     churn: ChurnOptions = ChurnOptions()
     attack: AttackOptions = AttackOptions()
     fit_s: float | tuple[float, ...] = 1.0
@@ -235,7 +239,11 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
     if simulation.seeds:
         parse_seeds(simulation.seeds)
-    simulation.network.link()
+    try:
+        classes.factors(simulation.speed, simulation.peers, 0)
+        Lines(simulation.access, simulation.network.link(), simulation.peers, 0)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [simulation] {error}") from error
     _check_engine(spec, simulation, where)
     if simulation.attack.byzantine and mixer_of(spec) is PUSH_PULL:
         raise ConfigError(
@@ -275,6 +283,8 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "simulation.network.bandwidth_mbit_s": not network.bandwidth_mbit_s,
         "simulation.network.partitions": not network.partitions,
         "simulation.network.latency_s as a range": latency[0] == latency[1],
+        "simulation.speed": not simulation.speed,
+        "simulation.access": not simulation.access,
         "simulation.fit_s with unequal times": not isinstance(fits, tuple) or len(set(fits)) == 1,
         "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
         "simulation.crypto": not simulation.crypto,

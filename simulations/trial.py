@@ -18,10 +18,11 @@ from p2pfl.ids import PeerId
 from p2pfl.learn.learner import Site
 from p2pfl.net.transport import INLINE_BODY_BYTES
 
-from . import churn, verdict
+from . import churn, classes, verdict
 from .attacks import TRIGGERED_KINDS, AttackOptions
 from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
+from .classes import Lines
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
 from .placement import admitted, cut_off, honest_count
@@ -47,13 +48,14 @@ def make_world(
     """
     spec, options = scenario.spec, scenario.simulation
     fits = options.fit_s if isinstance(options.fit_s, tuple) else (options.fit_s,)
+    factors = classes.factors(options.speed, options.peers, spec.run.seed).tolist()
     honest = honest_count(options.attack, options.peers)
     sites = [
         SimulatedSite(
             factory=workload.factory,
             site=site,
-            fit_s=fits[i % len(fits)],
-            evaluate_s=options.evaluate_s,
+            fit_s=fits[i % len(fits)] * factors[i],
+            evaluate_s=options.evaluate_s * factors[i],
         )
         for i, site in enumerate(_sites(scenario, workload))
     ]
@@ -71,13 +73,16 @@ def make_world(
         ByzantinePeer, attack=options.attack, is_byzantine=lambda name: positions[name] >= honest, sees=sees
     )
     sites[honest:] = [replace(site, around=around) for site in sites[honest:]]
+    slowest_s = max(site.fit_s for site in sites)
+    link = options.network.link()
     world = World(
         spec,
         sites,
-        link=options.network.link(),
+        link=link,
+        links=Lines(options.access, link, options.peers, spec.run.seed).between if options.access else None,
         partitions=(
             *options.network.cuts(),
-            *cut_off(options.attack, options.peers, max(fits), spec.run.rounds),
+            *cut_off(options.attack, options.peers, slowest_s, spec.run.rounds),
         ),
         begin=admitted(spec, options.attack, keys),
         crypto=options.crypto,
@@ -86,7 +91,7 @@ def make_world(
         listener=listener,
     )
     machines += world.machines
-    end_s = spec.run.rounds * max(fits)
+    end_s = spec.run.rounds * slowest_s
     churn.apply(world, churn.draw(options.churn, options.peers, end_s, spec.run.seed))
     return world
 
@@ -285,7 +290,9 @@ def _online_loss(machines: Sequence[Machine]) -> float | None:
 
 
 def _reference(scenario: Scenario, workload: Workload, name: str) -> dict[str, float]:
-    options = msgspec.structs.replace(scenario.simulation, network=NetworkOptions(), churn=ChurnOptions())
+    options = msgspec.structs.replace(
+        scenario.simulation, network=NetworkOptions(), access={}, churn=ChurnOptions()
+    )
     perfect = replace(scenario, simulation=options)
     world, _ = _run(perfect, workload, None)
     models = [world.peer(i).model() for i in range(len(workload.datasets))]
