@@ -120,14 +120,14 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
     Raises ConfigError when the averaging cannot converge on the plan, or no path joins all members.
     """
     from p2pfl.aggregation import mixer_of
-    from p2pfl.gossip import reach, topology
+    from p2pfl.gossip import mixing_time, reach, topology
     from p2pfl.gossip.mixing import Kind
     from p2pfl.gossip.push_sum import PUSH_SUM
     from p2pfl.schedule import schedule
 
     options, n, seed = spec.gossip.topology, spec.run.members_at_start, spec.run.seed
     mixer = mixer_of(spec)
-    plans = [topology.plan(options, t, n, seed) for t in range(topology.period(options, n))]
+    plans = topology.sweep(options, n, seed)
     for plan in plans:
         topology.check(plan, mixer)
     found = reach.reach(*plans)
@@ -141,7 +141,7 @@ def check_mixing(spec: RunSpec) -> dict[str, Any]:
     ins = [max((len(plan.in_neighbours(i)) for i in range(n)), default=0) for plan in plans]
     rounds = schedule(spec)
     kind = Kind.DOUBLY if Kind.DOUBLY in mixer.requires else Kind.COLUMN
-    gap = topology.gap_per_round(options, n, seed, kind)
+    gap = mixing_time.gap_per_round(options, n, seed, kind)
     return {
         "members": n,
         "out_neighbours": sum(outs) / len(outs),

@@ -211,38 +211,11 @@ def join(
 
     With --recovery this node takes the place of the one that the ticket was for, whose key is refused then.
     """
-    from p2pfl.run import load, run_id
-    from p2pfl.trust.identity import load as load_key
-    from p2pfl.trust.tickets import parse_ticket
+    from p2pfl.run import run_id
 
-    from .agreement import in_plain_words
-    from .client import ControlClient
-    from .rotate import succeeded
+    from .joining import agree
 
-    home = terminal.home
-    identity = homes.identity_of(home)
-    spec = load(file)
-    parsed = parse_ticket(ticket) if ticket else None
-    if parsed is not None and recovery is not None:
-        ticket = succeeded(parsed, load_key(recovery.expanduser()), identity)
-        parsed = parse_ticket(ticket)
-    capacity = homes.admitted_by(spec, identity, parsed)
-    joined = homes.joined_run(home)
-    changes = joined is not None and run_id(joined) != run_id(spec)
-    with ControlClient(home) as node:
-        if changes and node.is_running():
-            raise ConfigError(f"the node in {home} takes part in another run; `p2pfl node stop` first")
-    if not terminal.json:
-        click.echo(f"{in_plain_words(spec)}\n{'as':<10} {capacity}", err=True)
-    if joined is not None and changes:
-        terminal.warn(
-            f"this node leaves run {joined.run.name!r} ({short(run_id(joined))}) without handing over "
-            "its weight; `p2pfl run leave` does that, while it runs"
-        )
-    if not terminal.confirm("Take part on these terms?", yes):
-        raise RefusedError("not joined: no consent was given")
-    homes.remember_run(home, file.read_text(encoding="utf-8"), file.absolute().parent, ticket)
-    homes.add_bootstrap(home, [*bootstrap, *(parsed.addresses if parsed else ())])
+    spec, capacity = agree(terminal, file, ticket, recovery=recovery, bootstrap=bootstrap, yes=yes)
     terminal.result(
         {"run_id": run_id(spec), "run_name": spec.run.name, "capacity": capacity},
         f"joined {spec.run.name}  {short(run_id(spec))}\nnext      {terminal.node_command('node start')}",

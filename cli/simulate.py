@@ -15,6 +15,7 @@ from p2pfl.errors import ConfigError, StoreError
 
 from .exits import Exit
 from .grids import comparison_text, grid_text, outcomes_text
+from .reports import write_comparison, write_study
 from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
 
@@ -56,9 +57,24 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     "-o",
     "output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results; trials that are in it are not run again.",
+    help="Folder for report.html and the results; trials that are in it are not run again.",
 )
 @click.option("--fresh", is_flag=True, help="Run again what is in the folder.")
+@click.option(
+    "--join",
+    is_flag=False,
+    flag_value="",
+    metavar="[TICKET]",
+    help="Take part in a real run, FILE its run.toml, with --peers virtual peers behind this node.",
+)
+@click.option("--partition", metavar="KIND", help="With --join, how they share its rows.  [default: iid]")
+@click.option(
+    "--inner-rounds",
+    type=click.IntRange(min=1),
+    help="With --join, how often they train and mix in a round.  [default: 2, if the steps are even]",
+)
+@click.option("--data", metavar="SOURCE", help="With --join, the rows, instead of node.toml's.")
+@click.option("--yes", is_flag=True, help="With --join, consent to the agreement without being asked.")
 @pass_terminal
 def simulate(
     terminal: Terminal,
@@ -73,14 +89,47 @@ def simulate(
     jobs: int,
     output: Path | None,
     fresh: bool,
+    join: str | None,
+    partition: str | None,
+    inner_rounds: int | None,
+    data: str | None,
+    yes: bool,
 ) -> None:
     """Run a scenario, a file or one that is shipped, such as digits, crash or robust-dense.
 
     Exits with 6 when an expectation is not met.  The same seed gives the same run, bit for bit.
     `p2pfl simulate compare DIR DIR` shows what two runs with -o gave, side by side.
+
+    With --join this node takes part in a real run, as one member behind which virtual peers stand: made by
+    `p2pfl node init`, let in by a ticket (a founder needs none), started again by the same command.
     """
+    only_joined = {"--partition": partition, "--inner-rounds": inner_rounds, "--data": data, "--yes": yes}
+    if join is not None:
+        others = (engine, rounds, seed, seeds, settings, jobs > 1, output, fresh, folders)
+        if any(one not in (None, (), False) for one in others):
+            raise ConfigError(
+                "--join takes --peers, --partition, --inner-rounds, --data and --yes; everything else is in"
+                " the agreement"
+            )
+        from .front import take_part
+
+        take_part(
+            terminal,
+            Path(scenario),
+            join,
+            peers=peers,
+            partition=partition,
+            inner_rounds=inner_rounds,
+            data=data,
+            yes=yes,
+        )
+        return
+    for flag, value in only_joined.items():
+        if value not in (None, False):
+            raise ConfigError(f"{flag} goes with --join; a scenario says it under [simulation]")
+    folder = _folder(output)
     if scenario == "compare" or folders:
-        _compare(terminal, scenario, folders)
+        _compare(terminal, scenario, folders, folder)
         return
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, "1")
@@ -98,12 +147,12 @@ def simulate(
     verdicts = sweep.run(
         todo,
         jobs=jobs,
-        folder=_folder(output),
+        folder=folder,
         fresh=fresh,
         listen=lambda trial: None if chosen.axes else _progress(terminal, trial),
         done=_teller(terminal, is_grid=bool(chosen.axes), total=len(todo)),
     )
-    if not _conclude(terminal, chosen, verdicts):
+    if not _conclude(terminal, chosen, verdicts, folder):
         sys.exit(int(Exit.EXPECTATION))
 
 
@@ -149,8 +198,10 @@ def _teller(
     return tell
 
 
-def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, Any]]) -> bool:
-    """Print what all trials show together, and return whether they meet the expectations."""
+def _conclude(
+    terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, Any]], folder: Path | None
+) -> bool:
+    """Print, and in `folder` report, what all trials show together; whether they meet the expectations."""
     from p2pfl.simulations import expect, summary
 
     outcomes = [asdict(expect.judge(expectation, verdicts)) for expectation in scenario.expectations]
@@ -168,19 +219,31 @@ def _conclude(terminal: Terminal, scenario: Scenario, verdicts: list[dict[str, A
         "is_met": is_met,
         "expectations": outcomes,
     }
-    parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes))
+    where = ""
+    if folder is not None:
+        page = write_study(folder, verdicts, scenario=scenario.name, axes=axes, outcomes=outcomes)
+        value["report"] = str(page)
+        where = f"report  {page}"
+    parts = (grid_text(cells, axes) if axes else "", outcomes_text(outcomes), where)
     terminal.result(value, "\n\n".join(part for part in parts if part))
     return is_met
 
 
-def _compare(terminal: Terminal, word: str, folders: tuple[Path, ...]) -> None:
+def _compare(terminal: Terminal, word: str, folders: tuple[Path, ...], output: Path | None) -> None:
     from p2pfl.simulations import comparison
 
     if word != "compare" or len(folders) != 2:
         raise ConfigError("one scenario is run at a time; two folders are compared by `simulate compare A B`")
-    rows = comparison.compare(*map(comparison.read, folders))
-    first, second = map(str, folders)
-    terminal.result({"first": first, "second": second, "cells": rows}, comparison_text(rows, (first, second)))
+    sides = (comparison.read(folders[0]), comparison.read(folders[1]))
+    rows = comparison.compare(*sides)
+    names = (str(folders[0]), str(folders[1]))
+    value: dict[str, Any] = {"first": names[0], "second": names[1], "cells": rows, "report": None}
+    text = comparison_text(rows, names)
+    if output is not None:
+        page = write_comparison(output, rows, names, sides)
+        value["report"] = str(page)
+        text += f"\n\nreport  {page}"
+    terminal.result(value, text)
 
 
 def _folder(output: Path | None) -> Path | None:

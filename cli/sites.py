@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from p2pfl.simulations.attacks import AttackOptions
     from p2pfl.simulations.workload import Workload
 
-__all__ = ["DemoSite", "Plan", "plan", "prepare"]
+__all__ = ["DemoSite", "Plan", "partition_of", "plan", "prepare"]
 
 # Nodes on one machine answer within milliseconds; one that is killed is waited for this long at the end.
 _DEADLINE_S = 30.0
+# Rows at least at each site of a skewed demo, so that none has next to nothing to learn from.
+_MIN_ROWS = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +103,9 @@ def plan(
     for key in ("founders", "quorum"):
         table.get("trust", {}).pop(key, None)
     files = _files(str(rows["source"]))
-    options = _partition(partition or ("by-file" if len(files) > 1 else "dirichlet:0.5"))
+    options = partition_of(
+        partition or ("by-file" if len(files) > 1 else "dirichlet:0.5"), of_dirichlet=_MIN_ROWS
+    )
     sources = tuple(f"csv:{file}" for file in files) if options.kind == "by-file" else ()
     lies = _attack(attack)
     n = peers or (len(sources) + lies.byzantine if sources else 4)
@@ -212,7 +216,11 @@ def _files(source: str) -> list[Path]:
     return sorted(Path(file).absolute() for file in glob.glob(str(Path(place).expanduser())))  # noqa: PTH207, place may be absolute
 
 
-def _partition(text: str) -> PartitionOptions:
+def partition_of(text: str, *, of_dirichlet: int) -> PartitionOptions:
+    """`KIND` or `KIND:NUMBER` as options.   of_dirichlet: rows at least at each site of that kind.
+
+    Raises ConfigError.
+    """
     import msgspec
 
     from p2pfl.learn.options import PartitionOptions
@@ -228,7 +236,7 @@ def _partition(text: str) -> PartitionOptions:
         table[names[kind]] = number
     try:
         return msgspec.convert(
-            {**table, "min_rows": 16 if kind == "dirichlet" else 2}, PartitionOptions, strict=False
+            {**table, "min_rows": of_dirichlet if kind == "dirichlet" else 2}, PartitionOptions, strict=False
         )
     except msgspec.ValidationError as error:
         raise ConfigError(f"--partition {text!r}: {error}; such as iid, dirichlet:0.5 or by-file") from error

@@ -20,6 +20,7 @@ from .exits import Exit
 from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
+    from p2pfl.node.learning import Learning
     from p2pfl.node.node import Outcome
     from p2pfl.participant import Participant
     from p2pfl.peer import Peer
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
     from .live import LiveRounds
 
-__all__ = ["run_node", "start"]
+__all__ = ["agreement_of", "run_node", "start"]
 
 # libp2p and torch take seconds to import on a slow disk, and the learner reads its data.
 _READY_S = 180.0
 
 
-def _agreement(home: Path, identity: Identity, file: Path | None) -> RunSpec:
+def agreement_of(home: Path, identity: Identity, file: Path | None) -> RunSpec:
     """The run this node takes part in: the joined one, or `file` when it is the same or the first."""
     from p2pfl import run as runs
 
@@ -118,8 +119,12 @@ def run_node(
     *,
     detached: bool = False,
     around: Callable[[Peer], Participant] = lambda peer: peer,
+    learning: Learning | None = None,
 ) -> int:
-    """Serve until the run, a command or a signal ends it; the exit code.   around: see node/daemon.py."""
+    """Serve until the run, a command or a signal ends it; the exit code.
+
+    around, learning: see node/daemon.py.
+    """
     import trio
 
     from p2pfl.node import telemetry
@@ -140,6 +145,7 @@ def run_node(
             on_fact=view,
             until_round=until_round,
             around=around,
+            learning=learning,
         )
         outcome, caught = trio.run(_until_signal, body)
     return _ending(terminal, view, outcome, caught, spec.run.seed)
@@ -224,7 +230,7 @@ def start(
         listen=listen, bulk_listen=bulk_listen, bootstrap=bootstrap, data=data, role=role, name=name
     )
     settings = node_settings.load(home, overlay)
-    spec = _agreement(home, identity, run_file)
+    spec = agreement_of(home, identity, run_file)
     played = at_role(spec.learner, settings.node.role)
     socket_path(home)
     _find_learner(home, played.module, learner)

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from p2pfl.aggregation import mixer_of
 from p2pfl.events import Kind, Notice
 from p2pfl.gossip import reach, topology
-from p2pfl.gossip.graphs import Graph
 from p2pfl.gossip.push_sum import PUSH_SUM
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId, short
@@ -77,13 +76,10 @@ def _look(state: State, own: str) -> None:
     state.edges_seen = texts
     wanted = [tuple(int(bits, 16) for bits in text.split()[1:]) for text in texts]
     plans = []
-    for ahead in range(topology.period(state.spec.gossip.topology, len(members))):
+    for ahead in range(topology.horizon(state.spec.gossip.topology, len(members))):
         plan = plan_of(state, state.round + ahead)[0]
-        lists = (
-            tuple(j for j in plan.out_neighbours(i) if wanted[i][0] >> j & 1 and wanted[j][1] >> i & 1)
-            for i in range(plan.n)
-        )
-        plans.append(Plan(n=plan.n, round=plan.round, graph=Graph(n=plan.n, neighbours=tuple(lists))))
+        graph = plan.graph.only(lambda i, j: bool(wanted[i][0] >> j & 1 and wanted[j][1] >> i & 1))
+        plans.append(Plan(n=plan.n, round=plan.round, graph=graph))
     found = reach.reach(*plans)
     said = reach.in_words(found, [short(peer) for peer in members])
     sites = {name: [members[i] for i in getattr(found, name)] for name in ("unreached", "unheard", "starved")}

@@ -45,7 +45,9 @@ def wanted(state: State) -> tuple[PeerId, ...]:
     if len(members) < FULL_MESH_MEMBERS:
         return tuple(members)
     near: set[PeerId] = set()
-    for ahead in range(topology.period(state.spec.gossip.topology, len(members) + 1)):
+    options = state.spec.gossip.topology
+    # Of a graph that is another every round, this one and the next, so that it is dialled in time.
+    for ahead in range(2 if options.is_redrawn else topology.period(options, len(members) + 1)):
         near.update(*neighbours_of(state, state.round + ahead))
     return tuple(sorted(near))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pfl.gossip import topology
+from p2pfl.gossip import mixing_time
 from p2pfl.run import RunSpec
 
 __all__ = ["Schedule", "schedule"]
@@ -55,7 +55,7 @@ def schedule(spec: RunSpec) -> Schedule:
     """
     opening = 0
     if spec.learner.standardise == "federation":
-        opening = topology.mixing_rounds(
+        opening = mixing_time.mixing_rounds(
             spec.gossip.topology, spec.run.members_at_start, spec.run.seed, POOLING_TOLERANCE
         )
     return Schedule(opening=opening, training=spec.run.rounds, closing=spec.run.closing_rounds)

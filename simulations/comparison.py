@@ -18,7 +18,10 @@ _Place = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The verdicts that `p2pfl simulate -o` kept in `folder`.  Raises StoreError, ConfigError."""
+    """The verdicts that `p2pfl simulate -o` kept in `folder`, with the `file` each is in now.
+
+    Raises StoreError, ConfigError.
+    """
     verdicts = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -26,7 +29,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}; remove it") from error
         if isinstance(found, dict) and "trial" in found:
-            verdicts.append(found)
+            verdicts.append({**found, "file": str(path)})
     if not verdicts:
         raise ConfigError(f"{folder} holds no results; `p2pfl simulate SCENARIO -o {folder}` puts some there")
     return verdicts

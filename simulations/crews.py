@@ -9,7 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,6 +91,24 @@ class Crew:
                 ended[i] = done.parameters
                 losses[i] = done.metrics.get("loss", done.metrics.get("train_loss", np.nan))
         return Fits(ended=ended, losses=losses, faults=faults)
+
+    def state(self) -> bytes:
+        """What their learners keep between fits; empty when that is nothing."""
+        if self.stack is not None:
+            return self.stack.state()
+        states: list[bytes] = [getattr(shop.learner, "state", bytes)() for shop in self.shops]
+        return msgspec.msgpack.encode(states) if any(states) else b""
+
+    def restore(self, state: bytes) -> None:
+        """Take back what `state` gave, of as many peers.  Raises LearnerError."""
+        if self.stack is not None:
+            self.stack.restore(state)
+            return
+        states = msgspec.msgpack.decode(state, type=list[bytes]) if state else [b""] * len(self.shops)
+        for shop, own in zip(self.shops, states, strict=True):
+            learner: Any = shop.learner
+            if own:
+                learner.restore(own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ __all__ = ["Inflow", "Weights", "inflows"]
 # Neighbours' models gathered at a time, as elements: 64 MiB of float32.
 _ELEMENTS = 2**24
 
-# What receivers multiply what they hear by: nothing, the plan's Metropolis-Hastings rows, or 1/(1 + k).
-Weights = Literal["none", "metropolis", "uniform"]
+# What receivers multiply what they hear by: nothing, the plan's rows, or 1/(1 + k).
+Weights = Literal["none", "rows", "uniform"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +29,13 @@ class Inflow:
 
     receivers: (m,), positions in the list of peers that was asked about.   senders: (m, k), peers, in PeerId
     order along each row.   weights: (m, 1 + k), own first; None where shares are simply added.
+    fractions: (m, k), the part that each gives of what it held, where it gives its neighbours unequal ones.
     """
 
     receivers: Indices
     senders: Indices
     weights: Floats | None
+    fractions: Floats | None = None
 
 
 def inflows(plan: Plan, peers: Indices, weights: Weights, d: int) -> list[Inflow]:
@@ -56,9 +58,16 @@ def inflows(plan: Plan, peers: Indices, weights: Weights, d: int) -> list[Inflow
                     receivers=where,
                     senders=np.array(heard, np.int64),
                     weights=_weights(plan, peers[where], weights, degree),
+                    fractions=_fractions(plan, peers[where]) if weights == "none" else None,
                 )
             )
     return found
+
+
+def _fractions(plan: Plan, receivers: Indices) -> Floats | None:
+    if not plan.graph.has_unequal_parts:
+        return None
+    return np.array([plan.graph.in_weights(i) for i in receivers.tolist()])
 
 
 def _weights(plan: Plan, receivers: Indices, weights: Weights, degree: int) -> Floats | None:
@@ -67,6 +76,6 @@ def _weights(plan: Plan, receivers: Indices, weights: Weights, degree: int) -> F
             return None
         case "uniform":
             return np.full((len(receivers), 1 + degree), 1.0 / (1 + degree))
-        case "metropolis":
+        case "rows":
             rows = [(i, plan.row(i)) for i in receivers.tolist()]
             return np.array([[row[i], *(row[j] for j in sorted(row) if j != i)] for i, row in rows])

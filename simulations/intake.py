@@ -6,11 +6,13 @@ rule decides or somebody lies.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from p2pfl.aggregation import mix_robustly
+from p2pfl.errors import LocalError
 from p2pfl.events import Vector
 from p2pfl.gossip import averaging, push_sum
 from p2pfl.gossip.mixing import Floats, Indices
@@ -18,11 +20,12 @@ from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
 from p2pfl.trust.options import AggregatorOptions
 from p2pfl.trust.relations import Level
+from p2pfl.trust.screening import MIN_WEIGHT
 
 from .inflow import Inflow, Weights, inflows
 from .lies import Lies
 
-__all__ = ["absorb", "absorb_lies", "put", "take", "weigh"]
+__all__ = ["absorb", "absorb_lies", "put", "share_of", "split_unequally", "take", "weigh"]
 
 
 def take(state: PushSumState, rows: Indices) -> PushSumState:
@@ -36,10 +39,16 @@ def put(state: PushSumState, rows: Indices, some: PushSumState) -> None:
 
 
 def absorb(own: PushSumState, sent: PushSumState, into: Sequence[Inflow]) -> None:
-    """Add shares, or average states, as `into` says; `own`, (m, d), is written.   sent: (n, d)."""
+    """Add shares, or average states, as `into` says; `own`, (m, d), is written.
+
+    sent: (n, d), each peer's state or share; where it gives unequal parts, all of which they are parts.
+    """
     for inflow in into:
         some = take(own, inflow.receivers)
         others = [take(sent, senders) for senders in inflow.senders.T]
+        if inflow.fractions is not None:
+            parts = zip(others, inflow.fractions.T, strict=True)
+            others = [push_sum.portion(other, np.ascontiguousarray(part)) for other, part in parts]
         if inflow.weights is None:
             some = push_sum.merge(some, others)
         else:
@@ -59,7 +68,8 @@ def absorb_lies(
         me, here = np.array([row]), take(own, np.array([row]))
         for inflow in inflows(plan, peers[me], weights, own.x.shape[1]):
             senders = inflow.senders[0].tolist()
-            told = [_told(sent, i, j, lies, is_share=inflow.weights is None) for j in senders]
+            is_share = inflow.weights is None
+            told = [_told(share_of(sent, plan, j, i, is_share=is_share), lies, i, j) for j in senders]
             if inflow.weights is None:
                 here = push_sum.merge(here, [one for one in told if one is not None])
                 continue
@@ -100,15 +110,43 @@ def weigh(
     return broken
 
 
-def _told(sent: PushSumState, i: int, j: int, lies: Lies, *, is_share: bool) -> PushSumState | None:
-    honest = take(sent, np.array([j]))
+def share_of(sent: PushSumState, plan: Plan, j: int, i: int, *, is_share: bool = True) -> PushSumState:
+    """What peer j sends to peer i, a batch of one; `is_share`: by push-sum."""
+    one = take(sent, np.array([j]))
+    if not (is_share and plan.graph.has_unequal_parts):
+        return one
+    part = plan.graph.out_weights(j)[plan.out_neighbours(j).index(i)]
+    return push_sum.portion(one, np.array([part]))
+
+
+def split_unequally(own: PushSumState, peers: Indices, plan: Plan) -> PushSumState:
+    """What is left to `peers`, who hold `own`, once each out-neighbour was given its own part.
+
+    Raises LocalError when a part is so small that its receiver would refuse it.
+    """
+    kept = take(own, np.arange(len(peers)))
+    by_degree: dict[int, list[int]] = defaultdict(list)
+    for row, i in enumerate(peers.tolist()):
+        by_degree[len(plan.out_neighbours(i))].append(row)
+    for degree, listed in by_degree.items():
+        rows = np.array(listed)
+        parts = np.array([plan.graph.out_weights(i) for i in peers[rows].tolist()]).reshape(-1, degree)
+        some = take(own, rows)
+        if (parts * some.w[:, None] < MIN_WEIGHT).any():
+            raise LocalError(f"a weight fell below {MIN_WEIGHT:g}; use --engine world")
+        given = [push_sum.portion(some, np.ascontiguousarray(part)) for part in parts.T]
+        put(kept, rows, push_sum.keep(some, given))
+    return kept
+
+
+def _told(honest: PushSumState, lies: Lies, i: int, j: int) -> PushSumState | None:
     if (i, j) not in lies:
         return honest
     model = lies[i, j]
     if model is None:
         return None
-    # A share carries the model times its weight.
-    x = (model[None] * honest.w[:, None]).astype(np.float32) if is_share else model[None]
+    # A share carries the model times its weight, a state weighs 1.
+    x = (model[None] * honest.w[:, None]).astype(np.float32)
     return PushSumState(x=x, w=honest.w, s=honest.s)
 
 

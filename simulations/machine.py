@@ -17,6 +17,7 @@ from p2pfl.learn.factory import build
 from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import DISTILL_ROWS, LearnerFactory, Site
 from p2pfl.learn.options import at_role
+from p2pfl.node.learner_process import GRACE_S
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.run import RunSpec, dp_sgd_of, exchange_of
@@ -29,7 +30,7 @@ from p2pfl.work import Distill, Fit, Job, Learn, Work, Worked
 
 __all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
 
-# The share of its time after which a fit is whole: times are rounded sums, and 4.02 - 3.02 is less than 1.
+# The share of a step that is as good as all of it: times are rounded sums, and 4.02 - 3.02 is less than 1.
 _WHOLE = 1.0 - 1e-9
 
 
@@ -95,6 +96,7 @@ class Machine:
         self._founders, self._seed = founders, seed
         self._workshop: Workshop | None = None
         self._looks_left: float = float("inf")
+        self._has_looked = False
 
     @property
     def is_up(self) -> bool:
@@ -150,13 +152,27 @@ class Machine:
         """When the fit ends: by itself, or stopped at the round's deadline."""
         return max(now, min(now + self.site.fit_s, job.deadline))
 
-    def train(self, job: Train, took_s: float) -> Trained:
-        """The fit's result: partial work when `took_s` is less than a whole fit takes."""
+    def train(self, job: Train, took_s: float) -> tuple[Trained, float]:
+        """The fit's result after `took_s`, and the seconds until it is there.
+
+        Of a fit of so many steps that takes longer than `took_s`, those are done that the time was enough
+        for, and `should_stop` says so to who looks.  Who never looks goes on to the end, and is killed when
+        that is more than a grace away, as a node kills it.
+        """
         assert self._workshop is not None
         steps = self.site.site.local_steps or self.spec.learner.local_steps
         done = took_s / self.site.fit_s if self.site.fit_s > 0 else 1.0
-        self._looks_left = float("inf") if done >= _WHOLE else int(done * steps)
-        return self._workshop.train(job)
+        is_whole = done >= _WHOLE
+        self._looks_left = float("inf") if is_whole else int(done * steps + 1.0 - _WHOLE)
+        self._has_looked = False
+        trained = self._workshop.train(job)
+        if is_whole or self._has_looked:
+            return trained, 0.0
+        late_s = self.site.fit_s - took_s
+        if late_s > GRACE_S:
+            fault = "the learner did not stop by the deadline"
+            return Trained(round=job.round, parameters=None, fault=fault), GRACE_S
+        return trained, late_s
 
     def work_ends_at(self, job: Work, now: float) -> float:
         """When a job of knowledge exchange ends: by itself, or stopped at its deadline."""
@@ -203,6 +219,7 @@ class Machine:
         return self._workshop
 
     def _should_stop(self) -> bool:
+        self._has_looked = True
         self._looks_left -= 1
         return self._looks_left < 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +43,13 @@ class Network:
         names: Sequence[PeerId],
         *,
         link: LinkModel = PERFECT,
-        links: Mapping[tuple[int, int], LinkModel] | None = None,
+        links: Callable[[int, int], LinkModel] | None = None,
         partitions: Sequence[Partition] = (),
         seed: int = 0,
     ) -> None:
-        """names: the peers, by number.   link: every direction that `links` (from, to) does not name."""
-        self._names, self._link, self._links, self._seed = names, link, dict(links or {}), seed
+        """names: the peers, by number.   link: every direction, unless `links` (from, to) is there to say."""
+        self._names, self._seed = names, seed
+        self._between = links or (lambda _from, _to: link)
         self._partitions = tuple(partitions)
         self._rngs: dict[tuple[int, int], np.random.Generator] = {}
         self._floors: dict[tuple[int, int], float] = {}
@@ -90,7 +91,7 @@ class Network:
 
     def arrivals(self, a: int, b: int, now: float, size_bytes: int) -> tuple[float, ...]:
         """When each copy of a message from `a` to `b` arrives: none when it is lost, two when duplicated."""
-        model = self._links.get((a, b), self._link)
+        model = self._between(a, b)
         floor = self._floors.get((a, b), 0.0)
         if (
             not (model.loss or model.duplication or model.reorder)

@@ -57,7 +57,7 @@ def placed(spec: RunSpec, attack: AttackOptions, peers: int) -> RunSpec:
     options, seed = spec.gossip.topology, spec.run.seed
     if attack.placement == "members" or not attack.byzantine:
         return spec
-    if topology.period(options, honest) > 1 or options.redraw:
+    if topology.period(options, honest) > 1 or options.is_redrawn:
         raise ConfigError(
             f'simulation.attack.placement = "everywhere" needs a graph that stays; {options.kind!r} changes'
         )

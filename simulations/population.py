@@ -13,8 +13,9 @@ Controls are what a scenario compares with and no agreement offers: `alone` neve
 every site fit one model and takes the mean of their movements; `without-weights` splits as push-sum does and
 never divides by w; `row-stochastic` takes the plain mean of own and in-neighbours' models.
 
-Two arrays hold everything: `held`, and `sent`, what each peer gave every out-neighbour in the last round;
-with push-pull they are its trackers, and `tracked` has the models.
+Two arrays hold everything: `held`, and `sent`, what each peer gave every out-neighbour in the last round, or,
+on a graph of unequal parts, what it held before it gave; with push-pull they are its trackers, and `tracked`
+has the models.
 `n` peers, `d` parameters, `k` statistics.
 """
 
@@ -30,7 +31,7 @@ from p2pfl.aggregation import is_robust, mixer_of
 from p2pfl.errors import LearnerError, LocalError
 from p2pfl.events import Fact
 from p2pfl.gossip import push_sum, topology
-from p2pfl.gossip.mixing import Floats, Indices, Vectors, uniform_fraction
+from p2pfl.gossip.mixing import Floats, Indices, Vectors
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
@@ -46,7 +47,7 @@ from p2pfl.trust.screening import MIN_WEIGHT
 from .attacks import AttackOptions
 from .crews import Crew, Fits, Job, muster
 from .inflow import Inflow, Weights, inflows
-from .intake import absorb, absorb_lies, put, take, weigh
+from .intake import absorb, absorb_lies, put, share_of, split_unequally, take, weigh
 from .lies import Liars, Lies
 from .machine import Listener, identities
 from .placement import honest_count
@@ -111,6 +112,8 @@ class Population:
         self.faults = np.zeros(n, np.int64)
         self.sent_bodies = np.zeros(n, np.int64)
         self.per_round: list[dict[str, Any]] = []
+        # Of the last round's fits, NaN where none is known.
+        self.losses = np.full(n, np.nan)
         self._losses: list[Floats] = []
         self._lies: Lies = {}
         self._bounds_broken = 0
@@ -118,7 +121,7 @@ class Population:
             control == "none" and mixer_of(spec).delivery == "share"
         )
         self._weights: Weights = (
-            "none" if self._shares else "uniform" if control == "row-stochastic" else "metropolis"
+            "none" if self._shares else "uniform" if control == "row-stochastic" else "rows"
         )
         self._is_robust = control == "none" and is_robust(spec)
         self._central = weight / weight.sum()
@@ -126,7 +129,7 @@ class Population:
         # The models that the last fits began with, which attackers may go back to.
         self._before = self.held.x
         if attack is not None and self.honest < n and not self._is_apart:
-            is_plain = self._weights == "metropolis" and not self._is_robust
+            is_plain = self._weights == "rows" and not self._is_robust
             self._liars = Liars(attack, self.honest, self.names, spec.run.seed, is_plain=is_plain)
             self._before = self.held.x.copy()
         self._consensus_every, self._listener = consensus_every, listener
@@ -252,7 +255,13 @@ class Population:
         for crew in self.crews:
             peers = crew.peers
             own = take(self.held, peers)
-            if self._shares:
+            if self._shares and edges.plan.graph.has_unequal_parts:
+                if self.tracked is not None:
+                    self.tracked.sent[peers] = self.tracked.x[peers]
+                put(self.sent, peers, own)
+                put(self.held, peers, split_unequally(own, peers, edges.plan))
+                self.sent_bodies[peers] += edges.count[peers]
+            elif self._shares:
                 fraction, count = edges.fraction[peers], edges.count[peers]
                 # What a neighbour would have to refuse stays here.
                 is_too_small = fraction * own.w < MIN_WEIGHT
@@ -285,16 +294,16 @@ class Population:
         )
         if self._shares:
             # A share that is refused goes back to who sent it; one that is never sent was never given.
-            for (_, j), model in self._lies.items():
+            for (i, j), model in self._lies.items():
                 if model is None:
-                    one = np.array([j])
-                    put(self.held, one, push_sum.merge(take(self.held, one), [take(self.sent, one)]))
+                    one, back = np.array([j]), share_of(self.sent, plan, j, i)
+                    put(self.held, one, push_sum.merge(take(self.held, one), [back]))
 
     def _edges_of(self, number: int) -> _Edges:
         options = self.spec.gossip.topology
-        key = number if options.redraw else number % topology.period(options, self.n)
+        key = number if options.is_redrawn else number % topology.period(options, self.n)
         if key not in self._edges:
-            if options.redraw:
+            if options.is_redrawn:
                 self._edges = {k: e for k, e in self._edges.items() if k == number - 1}
             plan = topology.plan(options, number, self.n, self.spec.run.seed)
             d = self.held.x.shape[1]
@@ -305,12 +314,13 @@ class Population:
                 into=tuple(
                     inflows(plan, crew.peers, self._weights, d) if is_summed else [] for crew in self.crews
                 ),
-                fraction=np.array([uniform_fraction(c) for c in count.tolist()]),
+                fraction=np.array([max(plan.fractions(i)[1], default=1.0) for i in range(self.n)]),
                 count=count,
             )
         return self._edges[key]
 
     def _note(self, number: int, stage: str, losses: Floats) -> None:
+        self.losses = losses
         if stage == "training":
             self._losses.append(losses[: self.honest])
         known = losses[: self.honest][np.isfinite(losses[: self.honest])]

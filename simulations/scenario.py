@@ -24,10 +24,11 @@ from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 from p2pfl.trust.options import TrustOptions
 
-from . import expect
+from . import classes, expect
 from . import grid as grids
 from .attacks import WORLD_KINDS, AttackOptions
 from .churn import ChurnOptions
+from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
 from .network import Partition
@@ -94,10 +95,13 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     roles: of `[learner.roles]`, in turn for peers 0, 1, 2, ...; empty: the only one there is.
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
     learn_s: of a hub's learning, and of a distillation; as long as a fit unless it is said.
+    speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
-    metric: the one judged; empty takes accuracy where there is one.   expect, grid: see those modules.
+    metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
+    measurements of it while a run is recorded, 0 for none; see recorder.py.
+    expect, grid: see those modules.
     seeds: those it is run under unless flags say otherwise, such as "0-4"; empty is run.seed alone.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
@@ -111,12 +115,15 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     data: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     network: NetworkOptions = NetworkOptions()
+    speed: dict[str, SpeedClass] = msgspec.field(default_factory=dict)
+    access: dict[str, AccessClass] = msgspec.field(default_factory=dict)
     churn: ChurnOptions = ChurnOptions()
     attack: AttackOptions = AttackOptions()
     fit_s: float | tuple[float, ...] = 1.0
     evaluate_s: _Seconds = 0.0
     learn_s: _Seconds | None = None
     metric: str = ""
+    measure_every: Annotated[int, Meta(ge=0)] | None = None
     expect: tuple[str, ...] = ()
     grid: dict[str, Any] = msgspec.field(default_factory=dict)
     seeds: str = ""
@@ -237,8 +244,12 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
     if simulation.seeds:
         parse_seeds(simulation.seeds)
-    simulation.network.link()
     _check_roles(spec, simulation, where)
+    try:
+        classes.factors(simulation.speed, simulation.peers, 0)
+        Lines(simulation.access, simulation.network.link(), simulation.peers, 0)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [simulation] {error}") from error
     _check_engine(spec, simulation, where)
     if simulation.attack.byzantine and mixer_of(spec) is PUSH_PULL:
         raise ConfigError(
@@ -292,6 +303,8 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "simulation.network.bandwidth_mbit_s": not network.bandwidth_mbit_s,
         "simulation.network.partitions": not network.partitions,
         "simulation.network.latency_s as a range": latency[0] == latency[1],
+        "simulation.speed": not simulation.speed,
+        "simulation.access": not simulation.access,
         "simulation.fit_s with unequal times": not isinstance(fits, tuple) or len(set(fits)) == 1,
         "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
         "simulation.crypto": not simulation.crypto,

@@ -4,9 +4,10 @@ Theory of operation.  A trial is a pure function of its scenario and seed, so wh
 nothing.  With one job it runs here; with several, each of as many processes (trial_worker.py) takes the next
 trial that nobody has.  Whatever the order they end in, they are handed on in the order of cells and seeds.
 
-In a folder, a trial is one file, written whole or not at all, that holds its key: a hash of all that the
+In a folder, a trial is two files, each written whole or not at all, that hold its key: a hash of all that the
 verdict follows from, which is the resolved scenario, the seed, the data files' names, sizes and times, and
-p2pfl's own code.  A file with the right key is not run again, so a sweep that was killed goes on.
+p2pfl's own code.  The events (event_file.py) come first, the verdict seals them; a trial whose files have the
+right key is not run again, so a sweep that was killed goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from p2pfl import errors
 from p2pfl.errors import LocalError, P2PFLError, StoreError
 from p2pfl.events import Fact
 
+from . import event_file
 from .grid import shown
 from .scenario import Scenario
 from .trial import run_trial
@@ -96,7 +98,8 @@ def run(
     listen: Callable[[Trial], Callable[[float, int, Fact], None] | None] = lambda _: None,
     done: Callable[[Trial, _Verdict, bool], None] = lambda *_: None,
 ) -> list[_Verdict]:
-    """The verdicts on `todo`, in its order, each with its `cell`, `seed` and `trial`, the key.
+    """The verdicts on `todo`, in its order, each with its `cell`, `seed` and `trial`, the key, and with a
+    folder its `file`, beside which its events are.
 
     folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own module are never
     found, because what it imports is not known.   listen: facts of a trial as they occur, with one job only.
@@ -128,13 +131,17 @@ def run(
             end(number, old)
     if jobs == 1 or len(missing) < 2:
         for number, trial in missing:
+            events: list[dict[str, Any]] | None = None if folder is None else []
             try:
-                finish(number, run_trial(trial.scenario, listener=listen(trial)))
+                verdict = run_trial(trial.scenario, listener=listen(trial), cell=trial.cases, events=events)
+                if folder is not None and events is not None:
+                    event_file.write(event_file.place(folder / trial.file_name), events, key(trial))
+                finish(number, verdict)
             except P2PFLError as error:
                 raise _named(trial, type(error).__name__, str(error)) from error
     else:
         try:
-            trio.run(_all, missing, jobs, finish)
+            trio.run(_all, missing, jobs, folder, finish)
         except BaseExceptionGroup as group:
             raise _first(group) from None
     return [verdicts[number] for number in range(len(todo))]
@@ -143,14 +150,21 @@ def run(
 # --- processes -------------------------------------------------------------------------------------------
 
 
-async def _all(todo: Sequence[tuple[int, Trial]], jobs: int, finish: Callable[[int, _Verdict], None]) -> None:
+async def _all(
+    todo: Sequence[tuple[int, Trial]],
+    jobs: int,
+    folder: Path | None,
+    finish: Callable[[int, _Verdict], None],
+) -> None:
     queue = iter(todo)
     async with trio.open_nursery() as nursery:
         for _ in range(min(jobs, len(todo))):
-            nursery.start_soon(_serve, queue, finish)
+            nursery.start_soon(_serve, queue, folder, finish)
 
 
-async def _serve(queue: Iterator[tuple[int, Trial]], finish: Callable[[int, _Verdict], None]) -> None:
+async def _serve(
+    queue: Iterator[tuple[int, Trial]], folder: Path | None, finish: Callable[[int, _Verdict], None]
+) -> None:
     """One process, and the trials it takes."""
     # Started from this thread, whose end the kernel takes for its parent's; trio would use one of its pool,
     # which end when idle.  In a session of its own, because Ctrl-C is for us, who then end it.
@@ -169,9 +183,11 @@ async def _serve(queue: Iterator[tuple[int, Trial]], finish: Callable[[int, _Ver
     process.stdout.close()
     try:
         for number, trial in queue:
+            order = {**_order(trial.scenario), "cell": dict(trial.cases), "trial": key(trial)}
+            order["events"] = None if folder is None else str(event_file.place(folder / trial.file_name))
             # A process that has ended says so by its answer.
             with contextlib.suppress(trio.BrokenResourceError):
-                await orders.send_all(json.dumps(_order(trial.scenario)).encode() + b"\n")
+                await orders.send_all(json.dumps(order).encode() + b"\n")
             answer = await _line(answers)
             if not answer:
                 code = process.wait(_REAP_S)
@@ -229,6 +245,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _found(path: Path, trial: Trial) -> _Verdict | None:
     if trial.scenario.spec.learner.module:
         return None
+    beside = event_file.place(path)
     try:
         verdict = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -236,11 +253,11 @@ def _found(path: Path, trial: Trial) -> _Verdict | None:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read: {error}; remove it, or give --fresh") from error
     is_ours = isinstance(verdict, dict) and verdict.get("trial") == key(trial)
-    return {**verdict, "report": str(path)} if is_ours else None
+    return {**verdict, "file": str(path)} if is_ours and event_file.is_of(beside, key(trial)) else None
 
 
 def _kept(path: Path, verdict: _Verdict) -> _Verdict:
-    verdict = {**verdict, "report": str(path)}
+    verdict = {**verdict, "file": str(path)}
     fresh = path.with_suffix(".tmp")
     try:
         fresh.write_text(json.dumps(verdict, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

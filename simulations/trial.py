@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,15 +18,17 @@ from p2pfl.ids import PeerId
 from p2pfl.learn.learner import Site
 from p2pfl.net.transport import INLINE_BODY_BYTES
 
-from . import churn, verdict
+from . import churn, classes, verdict
 from .attacks import TRIGGERED_KINDS, AttackOptions
 from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
+from .classes import Lines
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
 from .placement import admitted, cut_off, honest_count
 from .poisoning import byzantine_site
 from .population import Population
+from .recorder import Recorder
 from .scenario import NetworkOptions, Scenario
 from .workload import Workload, cut
 from .world import World
@@ -46,14 +48,15 @@ def make_world(
     """
     spec, options = scenario.spec, scenario.simulation
     fits = options.fit_s if isinstance(options.fit_s, tuple) else (options.fit_s,)
+    factors = classes.factors(options.speed, options.peers, spec.run.seed).tolist()
     honest = honest_count(options.attack, options.peers)
     sites = [
         SimulatedSite(
             factory=workload.factory,
             site=site,
-            fit_s=fits[i % len(fits)],
-            learn_s=options.learn_s,
-            evaluate_s=options.evaluate_s,
+            fit_s=fits[i % len(fits)] * factors[i],
+            learn_s=None if options.learn_s is None else options.learn_s * factors[i],
+            evaluate_s=options.evaluate_s * factors[i],
         )
         for i, site in enumerate(_sites(scenario, workload))
     ]
@@ -71,13 +74,16 @@ def make_world(
         ByzantinePeer, attack=options.attack, is_byzantine=lambda name: positions[name] >= honest, sees=sees
     )
     sites[honest:] = [replace(site, around=around) for site in sites[honest:]]
+    slowest_s = max(site.fit_s for site in sites)
+    link = options.network.link()
     world = World(
         spec,
         sites,
-        link=options.network.link(),
+        link=link,
+        links=Lines(options.access, link, options.peers, spec.run.seed).between if options.access else None,
         partitions=(
             *options.network.cuts(),
-            *cut_off(options.attack, options.peers, max(fits), spec.run.rounds),
+            *cut_off(options.attack, options.peers, slowest_s, spec.run.rounds),
         ),
         begin=admitted(spec, options.attack, keys),
         crypto=options.crypto,
@@ -86,7 +92,7 @@ def make_world(
         listener=listener,
     )
     machines += world.machines
-    end_s = spec.run.rounds * max(fits)
+    end_s = spec.run.rounds * slowest_s
     churn.apply(world, churn.draw(options.churn, options.peers, end_s, spec.run.seed))
     return world
 
@@ -102,34 +108,60 @@ def _sites(scenario: Scenario, workload: Workload) -> list[Site]:
 
 
 def run_trial(
-    scenario: Scenario, *, listener: Callable[[float, int, Fact], None] | None = None
+    scenario: Scenario,
+    *,
+    listener: Callable[[float, int, Fact], None] | None = None,
+    cell: Mapping[str, str] | None = None,
+    events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError."""
+    """The verdict on a scenario.  Raises LocalError when the run does not end, ConfigError, LearnerError.
+
+    cell: its place in a grid.   events: what is recorded of the run is added to it (recorder.py); None
+    records, and measures on the way, nothing.
+    """
     spec, options = scenario.spec, scenario.simulation
     honest = honest_count(options.attack, options.peers)
     workload = cut(spec, honest, options.partition, sources=options.data, roles=options.roles)
+    recorder = None if events is None else Recorder(scenario, workload, cell)
     if options.engine == "population":
-        ran = _run_population(scenario, workload, listener)
+        ran = _run_population(scenario, workload, listener, recorder)
     else:
-        world, wall_s = _run(scenario, workload, listener)
+        world, wall_s = _run(scenario, workload, listener, recorder)
         ran = _ran(world, options.attack, wall_s)
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
     if options.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":
         result["reference"] = _reference(scenario, workload, result["metric"]["name"])
+    if recorder is not None and events is not None:
+        recorder.finish(result)
+        events += recorder.events
     return {**result, "scenario": scenario.name}
 
 
 def _run(
-    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+    scenario: Scenario,
+    workload: Workload,
+    listener: Callable[[float, int, Fact], None] | None,
+    recorder: Recorder | None = None,
 ) -> tuple[World, float]:
     began = time.perf_counter()
-    world = make_world(scenario, workload, listener=listener)
+
+    def hear(now: float, index: int, fact: Fact) -> None:
+        if recorder is not None:
+            recorder.hear(now, index, fact)
+        if listener is not None:
+            listener(now, index, fact)
+
+    world = make_world(scenario, workload, listener=hear)
+    if recorder is not None:
+        recorder.watch(world)
     for _ in range(_REVIVALS):
         ended = world.run(until_s=scenario.simulation.until_s)
         down = [m.index for m in world.machines if not m.is_up]
         if ended and not down:
+            if recorder is not None:
+                recorder.close()
             return world, time.perf_counter() - began
         for index in down:
             world.boot(index)
@@ -187,7 +219,10 @@ def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
 
 
 def _run_population(
-    scenario: Scenario, workload: Workload, listener: Callable[[float, int, Fact], None] | None
+    scenario: Scenario,
+    workload: Workload,
+    listener: Callable[[float, int, Fact], None] | None,
+    recorder: Recorder | None,
 ) -> verdict.Ran:
     began = time.perf_counter()
     spec, options = scenario.spec, scenario.simulation
@@ -200,7 +235,11 @@ def _run_population(
         consensus_every=options.consensus_every,
         listener=listener,
     )
-    population.run()
+    while not population.is_over:
+        population.step()
+        if recorder is not None:
+            recorder.after_round(population)
+    population.finish()
     wall_s = time.perf_counter() - began
     sent = population.sent_bodies * population.body_bytes()
     attack, honest = options.attack, population.honest
@@ -252,7 +291,9 @@ def _online_loss(machines: Sequence[Machine]) -> float | None:
 
 
 def _reference(scenario: Scenario, workload: Workload, name: str) -> dict[str, float]:
-    options = msgspec.structs.replace(scenario.simulation, network=NetworkOptions(), churn=ChurnOptions())
+    options = msgspec.structs.replace(
+        scenario.simulation, network=NetworkOptions(), access={}, churn=ChurnOptions()
+    )
     perfect = replace(scenario, simulation=options)
     world, _ = _run(perfect, workload, None)
     models = [world.peer(i).model() for i in range(len(workload.datasets))]

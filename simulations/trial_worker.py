@@ -1,7 +1,8 @@
 """A process that runs trials for sweep.py: `python -m p2pfl.simulations.trial_worker PARENT`.
 
-One JSON object a line: in, a scenario's name, spec, simulation; out, its verdict or an error's kind and text.
-What trials print goes to standard error.  It ends with its input, and the kernel kills it with its parent.
+One JSON object a line: in, a scenario's name, spec and simulation, its cell, the trial's key and the path of
+its event file (null: none); out, its verdict or an error's kind and text.  What trials print goes to standard
+error.  It ends with its input, and the kernel kills it with its parent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ from p2pfl.errors import P2PFLError
 from p2pfl.node.learner_child import die_with
 from p2pfl.run import RunSpec
 
+from . import event_file
 from .scenario import Scenario, SimulationOptions
 from .trial import run_trial
 
@@ -40,8 +43,12 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         simulation=msgspec.convert(order["simulation"], SimulationOptions),
         expectations=(),
     )
+    events: list[dict[str, Any]] | None = None if order["events"] is None else []
     try:
-        return {"verdict": run_trial(scenario)}
+        verdict = run_trial(scenario, cell=order["cell"], events=events)
+        if events is not None:
+            event_file.write(Path(order["events"]), events, order["trial"])
+        return {"verdict": verdict}
     except P2PFLError as error:
         return {"error": type(error).__name__, "message": str(error)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,17 @@ from .attacks import AttackOptions
 from .poisoning import triggered
 from .workload import Workload
 
-__all__ = ["Ran", "backdoor", "baselines", "judge_models", "peak_rss_mb", "spread", "verdict"]
+__all__ = [
+    "Ran",
+    "backdoor",
+    "baselines",
+    "judge",
+    "judge_models",
+    "name_of",
+    "peak_rss_mb",
+    "spread",
+    "verdict",
+]
 
 # Purpose of the baselines' random draws: not the peers' own (p2pfl.rounds), so neither repeats the other.
 _BASELINE = 101
@@ -64,21 +74,36 @@ def peak_rss_mb(*, children: bool = False) -> float:
     return resource.getrusage(who).ru_maxrss * unit / 1e6
 
 
-def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) -> list[Metrics]:
-    """Each model's metrics on the common test rows (each site's own where the user's module has the data).
+def judge(workload: Workload, spec: RunSpec) -> Callable[[int, Vector], Metrics]:
+    """What gives peer i's model its metrics on the common test rows (its site's own where the user's module
+    has the data), by learners that are built once and are nobody else's.
 
-    Raises LearnerError when the learner cannot evaluate.
+    It raises LearnerError when the learner cannot evaluate.
     """
-    if workload.pooled is not None:
-        roles = [workload.role(i) for i in range(len(models))]
-        by_role = {
-            role: _workshop(workload, replace(workload.site(i, spec), dataset=workload.pooled))
-            for role, i in {role: i for i, role in reversed(list(enumerate(roles)))}.items()
-        }
-        shops = [by_role[role] for role in roles]
-    else:
-        shops = [_workshop(workload, workload.site(i, spec)) for i in range(len(models))]
-    return [_measured(shop, model) for shop, model in zip(shops, models, strict=True)]
+    shops: dict[str | int, Workshop] = {}
+
+    def measure(index: int, model: Vector) -> Metrics:
+        # On common rows all sites of a role measure alike.
+        key = index if workload.pooled is None else workload.role(index)
+        if key not in shops:
+            site = workload.site(index, spec)
+            if workload.pooled is not None:
+                site = replace(site, dataset=workload.pooled)
+            shops[key] = _workshop(workload, site)
+        return _measured(shops[key], model)
+
+    return measure
+
+
+def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) -> list[Metrics]:
+    """Each model's metrics, as `judge` gives them.  Raises LearnerError when the learner cannot evaluate."""
+    measure = judge(workload, spec)
+    return [measure(i, model) for i, model in enumerate(models)]
+
+
+def name_of(metrics: Mapping[str, float]) -> str:
+    """The metric that is reported unless another is asked for: accuracy, else auc, else the first."""
+    return next((name for name in ("accuracy", "auc") if name in metrics), next(iter(metrics), ""))
 
 
 def backdoor(
@@ -116,13 +141,10 @@ def verdict(
 ) -> dict[str, Any]:
     """The verdict as a JSON object; fields that do not apply are None.
 
-    metric: the one reported; empty takes `auc` where there is one (two classes), else `accuracy`, else the
-    first.   Raises LearnerError.
+    metric: the one reported; empty takes the one that `name_of` does.   Raises LearnerError.
     """
     measured = judge_models(workload, spec, ran.models)
-    name = metric or next(
-        (known for known in ("accuracy", "auc") if known in measured[0]), next(iter(measured[0]), "")
-    )
+    name = metric or name_of(measured[0])
     values = [m[name] for m in measured if name in m]
     if len(values) < len(measured):
         raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,7 @@ class World:
         sites: Sequence[SimulatedSite],
         *,
         link: LinkModel = PERFECT,
-        links: Mapping[tuple[int, int], LinkModel] | None = None,
+        links: Callable[[int, int], LinkModel] | None = None,
         partitions: Sequence[Partition] = (),
         seed: int | None = None,
         crypto: bool = False,
@@ -72,7 +72,8 @@ class World:
         listener: Listener | None = None,
         begin: Membership | None = None,
     ) -> None:
-        """seed: of the network's draws and the keys; None is the run's.
+        """link: every link, unless `links` says what lies between two peers, (from, to).
+        seed: of the network's draws and the keys; None is the run's.
 
         crypto: seal and open every message with real keys, as the wire does.   inline_bytes: bodies up to
         this size ride in their offer; larger ones are asked for, which costs a round trip.   begin: the
@@ -295,8 +296,13 @@ class World:
                 self._listener(self.now, machine.index, fact)
 
     def _trained(self, machine: Machine, life: int, job: Train, took_s: float) -> None:
-        if machine.life == life:
-            self._tell(machine, machine.train(job, took_s))
+        if machine.life != life:
+            return
+        trained, late_s = machine.train(job, took_s)
+        if late_s:
+            self.at(self.now + late_s, machine.index, partial(self._hear, machine, life, trained))
+        else:
+            self._tell(machine, trained)
 
     def _worked(self, machine: Machine, life: int, job: Work, took_s: float) -> None:
         if machine.life == life:

@@ -19,8 +19,6 @@ from p2pfl.cli.client import ControlClient
 from p2pfl.cli.exits import Exit
 from p2pfl.node.store import Store
 from p2pfl.run import run_id
-from p2pfl.trust import certificates, identity
-from p2pfl.trust.tickets import write_ticket
 
 pytestmark = pytest.mark.slow
 
@@ -180,22 +178,6 @@ def test_a_learner_that_hangs_or_dies_takes_neither_its_node_nor_the_round_with_
         assert audit.error < 1e-9
 
 
-def ticket_for(net: Daemons, i: int) -> str:
-    """What founders 0 to 2 give node i."""
-    founders = [identity.load(net.homes[j] / "identity.key") for j in range(3)]
-    certificate = certificates.issue_certificate(
-        founders[0],
-        run=run_id(net.spec),
-        subject=net.names[i],
-        name=f"node{i}",
-        now=time.time(),
-        nonce=bytes(16),
-    )
-    for founder in founders[1:]:
-        certificate = certificates.countersign(certificate, founder)
-    return write_ticket(certificate, [net.addresses[1]])
-
-
 def test_a_daemon_is_small_takes_in_an_invited_node_and_obeys_signals(tmp_path: Path) -> None:
     with Daemons(tmp_path, 5, LEARNER, invited=1, run={"rounds": 500}) as net:
         net.start(0, 1, 2, 3)
@@ -204,7 +186,7 @@ def test_a_daemon_is_small_takes_in_an_invited_node_and_obeys_signals(tmp_path: 
             assert "torch" not in Path(f"/proc/{net.processes[i].pid}/maps").read_text()
             assert net.rss_mb(i) < 200
 
-        net.p2pfl(4, "run", "join", str(net.run_file), "--ticket", ticket_for(net, 4), "--yes")
+        net.p2pfl(4, "run", "join", str(net.run_file), "--ticket", net.ticket(4), "--yes")
         net.start(4)
         net.until(lambda: net.status(4), 30, "node 4 answers")
         # From here on: its learner is built, it shows its certificate, meets everybody, and enters a round.

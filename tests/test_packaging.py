@@ -90,6 +90,8 @@ def test_the_wheel_holds_only_p2pfl(tmp_path: Path) -> None:
         "simulations/scenarios/digits.toml",
         "cli/main.py",
         "node/daemon.py",
+        "node/dashboard/index.html",
+        "node/dashboard/app.js",
         "__main__.py",
     }
     assert {f"p2pfl/{name}" for name in shipped} <= own

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tiny_learner import TinyLearner, tiny
+from tiny_learner import TinyLearner, stepwise, tiny
 from worlds import agreement, facts, tiny_world
 
 from p2pfl.errors import LocalError
@@ -317,7 +317,7 @@ def test_learner_state_survives_a_crash() -> None:
 
 def test_partial_work_is_used_when_the_deadline_comes_first() -> None:
     spec = agreement(2, rounds=4, deadline_s=2.0)
-    world = tiny_world(2, spec=spec, fit_s=[1.0, 6.0])
+    world = tiny_world(2, spec=spec, fit_s=[1.0, 6.0], factory=stepwise)
     assert world.run(until_s=_END_S)
     assert all(fact.fields["seconds"] <= 2.0 + 1e-9 for fact in facts(world, 0, "round committed"))
     assert world.mass().sum == pytest.approx(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from memory_nodes import Sites, agreement
 from tiny_learner import tiny
 
+from p2pfl.events import Metrics, Vector
 from p2pfl.learn.data import Dataset
 from p2pfl.learn.factory import resolve
-from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.learn.learner import Learner, LearnerFactory, Site, Update
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 from p2pfl.simulations.machine import SimulatedSite, identities
@@ -43,6 +44,8 @@ class Scenario:
     seed: int = 0
     fit_s: Sequence[float] = (1.0,)
     datasets: list[Any] | None = None
+    # Steps of `local_steps` that site i has taken by the deadline of a round; empty: nobody is stopped.
+    stopped_after: Mapping[int, int] = field(default_factory=dict)
 
     def spec(self) -> RunSpec:
         # Closing rounds take no time beyond the network's.  Among sites that are not in step they bring two
@@ -56,6 +59,42 @@ class Scenario:
 
     def factory(self) -> LearnerFactory | None:
         return None if self.datasets else tiny
+
+    def paced(self) -> LearnerFactory | None:
+        """For nodes, whose fits take no time of their own: learners that are told when to stop."""
+        if not self.stopped_after:
+            return self.factory()
+        plain = self.factory() or resolve(self.spec().learner)
+
+        def build(site: Site) -> Learner:
+            steps = self.stopped_after.get(int(site.data))
+            learner: Any = plain(site)
+            if steps is not None:
+                looks = itertools.cycle([False] * steps + [True])
+                learner.should_stop = lambda: next(looks)
+            return _Deaf(learner)
+
+        return build
+
+
+@dataclass(frozen=True, slots=True)
+class _Deaf:
+    """A learner whose `should_stop` nobody replaces."""
+
+    inner: Learner
+
+    def parameters(self) -> Vector:
+        return self.inner.parameters()
+
+    def fit(self, parameters: Vector, rng: np.random.Generator) -> Update:
+        return self.inner.fit(parameters, rng)
+
+    def evaluate(self, parameters: Vector) -> Metrics:
+        return self.inner.evaluate(parameters)
+
+    def schema_hash(self) -> bytes:
+        inner: Any = self.inner
+        return bytes(inner.schema_hash())
 
 
 def of_world(scenario: Scenario) -> dict[int, list[tuple[int, str]]]:
@@ -92,8 +131,9 @@ def of_nodes(scenario: Scenario, folder: Path) -> dict[int, list[tuple[int, str]
             identities(scenario.n, scenario.seed),
             link=_LINK,
             fit_s=scenario.fit_of,
-            factory=scenario.factory(),
+            factory=scenario.paced(),
             datasets=scenario.datasets,
+            looks=bool(scenario.stopped_after),
         )
         with trio.fail_after(10_000):
             async with trio.open_nursery() as nursery:
@@ -139,6 +179,33 @@ def test_both_drivers_commit_the_same_models(averaging: str, topology: str) -> N
     check(Scenario(n=4, tables={"gossip": gossip}))
 
 
+# Those with weights of their own, or that are drawn anew every round.
+_OF_THE_STUDY: dict[str, dict[str, Any]] = {
+    "base": {"kind": "base"},
+    "simple-base": {"kind": "simple-base", "degree": 2},
+    "d-equistatic": {"kind": "d-equistatic", "degree": 5},
+    "u-equistatic": {"kind": "u-equistatic", "degree": 2},
+    "od-equidyn": {"kind": "od-equidyn"},
+    "ou-equidyn": {"kind": "ou-equidyn"},
+    "random-matching": {"kind": "random-matching"},
+    "el-oracle": {"kind": "el-oracle", "degree": 2},
+    "el-local": {"kind": "el-local", "degree": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("averaging", "topology"),
+    [*itertools.product(["push-sum"], _OF_THE_STUDY), ("d-psgd", "base"), ("d-psgd", "el-local")],
+)
+def test_both_drivers_commit_the_same_models_on_the_topologies_of_the_study(
+    averaging: str, topology: str
+) -> None:
+    gossip = {"topology": _OF_THE_STUDY[topology], "averaging": {"kind": averaging}}
+    # Of five, one has nobody to pair with in a round, and in closing rounds gets out of step.
+    check(Scenario(n=5, tables={"gossip": gossip, "run": {"closing_rounds": 0}}))
+
+
 def test_both_drivers_agree_when_some_sites_are_slower() -> None:
     check(Scenario(n=4, tables={"gossip": {"topology": {"kind": "exponential"}}}, fit_s=(0.5, 1.0, 2.0, 1.5)))
 
@@ -151,6 +218,28 @@ def test_a_fit_is_whole_in_both_drivers_whenever_it_began() -> None:
     dataset = Dataset(x_train=x, y_train=y, x_test=x[:10], y_test=y[:10], n_classes=2)
     learner = {"model": {"kind": "logistic"}, "local_steps": 3}
     check(Scenario(n=2, tables={"learner": learner, "run": {"rounds": 12}}, datasets=[dataset] * 2))
+
+
+@pytest.mark.slow
+def test_both_drivers_count_what_a_slow_site_has_done_by_the_deadline() -> None:
+    """Built-in learners, one with a fifth and one with half of the speed that the others have."""
+    rng = np.random.default_rng(5)
+    datasets = []
+    for rows in (40, 60, 90, 50):
+        x = rng.normal(size=(rows, 4)).astype(np.float32)
+        y = (x[:, 0] > 0).astype(np.int64)
+        datasets.append(Dataset(x_train=x, y_train=y, x_test=x[:10], y_test=y[:10], n_classes=2))
+    learner = {"model": {"kind": "logistic"}, "local_steps": 20}
+    run = {"rounds": 6, "deadline_s": 1.0}
+    slow = Scenario(
+        n=4,
+        tables={"learner": learner, "run": run},
+        datasets=datasets,
+        fit_s=(1.0, 5.0, 1.0, 2.0),
+        stopped_after={1: 4, 3: 10},
+    )
+    check(slow)
+    assert of_world(slow) != of_world(replace(slow, fit_s=(1.0,)))
 
 
 def test_both_drivers_agree_when_sites_pool_statistics_and_weigh_samples() -> None:

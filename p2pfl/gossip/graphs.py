@@ -1,25 +1,26 @@
-"""Directed graphs on peers 0..n-1: the families an agreement can name.
+"""Directed graphs on peers 0..n-1, and the families of them that stay as they are.
 
 Circulant graphs (i sends to i + o for a few offsets o) are kept as their offsets, all others as lists of
 neighbours.  An undirected graph has every edge in both directions.  No graph has self-loops.
 
-Random graphs draw only raw 64-bit words, whose stream numpy promises never to change, and compare integers:
-every node builds the same graph, on any numpy and any processor.  A family with a `degree` gives every roster
-size a graph: a degree that does not fit becomes the complete graph.
+Most graphs leave the weights on their edges to the rules of mixing.py; those of a family that is defined by
+its weights have them.  Random graphs: random_graphs.py, epidemic.py, equitopo.py; Base-(k+1): finite_time.py.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
-from p2pfl.gossip.mixing import Indices, Kind
+from p2pfl.gossip.mixing import Floats, Indices, Kind
 
 __all__ = [
     "Graph",
@@ -30,16 +31,16 @@ __all__ = [
     "exponential",
     "one_peer_exponential",
     "exponential_degree",
-    "random_regular",
-    "erdos_renyi",
-    "watts_strogatz",
-    "one_way",
     "explicit",
     "reached_from",
+    "circulant",
+    "undirected",
+    "weighted",
+    "listed",
 ]
 
-# Coin flips of an Erdos-Renyi graph made at a time: 8 MiB of raw words.
-_FLIPS = 2**20
+# Sums of a peer's weights out and in that differ by less are equal: k roundings of 1e-16.
+_BALANCED = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,19 @@ class Graph:
 
     offsets: i sends to (i + o) mod n for each, 0 < o < n, ascending.
     neighbours: for each peer the peers it sends to, ascending.
+    offset_weights, neighbour_weights: the part of what a peer holds that goes along each of these, in their
+    order, where the family says it; it keeps the rest, which is not negative.
+    is_epidemic: receivers take the plain mean of their own and what they hear, which the family makes fair by
+    chance (epidemic.py), rather than Metropolis-Hastings weights.
     (No slots: what is worked out once is kept in the instance.)
     """
 
     n: int
     offsets: tuple[int, ...] | None = None
     neighbours: tuple[tuple[int, ...], ...] | None = None
+    offset_weights: tuple[float, ...] | None = None
+    neighbour_weights: tuple[tuple[float, ...], ...] | None = None
+    is_epidemic: bool = False
 
     @cached_property
     def out_edges(self) -> tuple[tuple[int, ...], ...]:
@@ -68,14 +76,24 @@ class Graph:
         if self.offsets is not None:
             return tuple(self.in_neighbours(i) for i in range(self.n))
         senders, receivers = self.edges()
-        return _lists(self.n, receivers, senders)
+        return listed(self.n, receivers, senders)
 
     @cached_property
     def kinds(self) -> frozenset[Kind]:
-        """What weights this graph carries; doubly-stochastic ones if it is symmetric or regular."""
-        if self.offsets is not None or self.is_symmetric or self._is_regular:
-            return frozenset(Kind)
-        return frozenset({Kind.ROW, Kind.COLUMN})
+        """What weights this graph carries; doubly-stochastic ones if it is symmetric or regular, or if its
+        own weights are.
+        """
+        if self.is_epidemic:
+            return frozenset({Kind.ROW, Kind.COLUMN})
+        weights = self.edge_weights()
+        if weights is None or self.offsets is not None:
+            is_doubly = self.offsets is not None or self.is_symmetric or self._is_regular
+        else:
+            senders, receivers = self.edges()
+            given = np.bincount(senders, weights, minlength=self.n)
+            taken = np.bincount(receivers, weights, minlength=self.n)
+            is_doubly = bool(np.all(np.abs(given - taken) <= _BALANCED))
+        return frozenset(Kind) if is_doubly else frozenset({Kind.ROW, Kind.COLUMN})
 
     @cached_property
     def is_symmetric(self) -> bool:
@@ -83,6 +101,18 @@ class Graph:
         if self.offsets is not None:
             return set(self.offsets) == {self.n - o for o in self.offsets}
         return self.out_edges == self.in_edges
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the graph says what goes along each edge."""
+        return self.offset_weights is not None or self.neighbour_weights is not None
+
+    @cached_property
+    def has_unequal_parts(self) -> bool:
+        """Whether some peer gives its neighbours unequal parts of what it holds."""
+        if self.offset_weights is not None:
+            return len(set(self.offset_weights)) > 1
+        return any(len(set(parts)) > 1 for parts in self.neighbour_weights or ())
 
     @property
     def _is_regular(self) -> bool:
@@ -104,6 +134,18 @@ class Graph:
         """How many peers i hears from."""
         return len(self.in_edges[i]) if self.offsets is None else len(self.offsets)
 
+    def out_weights(self, i: int) -> tuple[float, ...]:
+        """The parts that i sends to each of `out_neighbours(i)`; empty where the graph does not say."""
+        if self.neighbour_weights is not None:
+            return self.neighbour_weights[i]
+        return self._around(i, 1)
+
+    def in_weights(self, i: int) -> tuple[float, ...]:
+        """The parts that each of `in_neighbours(i)` sends to i; empty where the graph does not say."""
+        if self.neighbour_weights is not None:
+            return self._in_weights[i]
+        return self._around(i, -1)
+
     def edges(self) -> tuple[Indices, Indices]:
         """All edges as (senders, receivers), int64, ordered by sender, then receiver."""
         if self.offsets is not None:
@@ -114,11 +156,43 @@ class Graph:
         receivers = np.fromiter((j for peers in self.out_edges for j in peers), np.int64, sum(degrees))
         return np.repeat(np.arange(self.n), degrees), receivers
 
+    def edge_weights(self) -> Floats | None:
+        """The part that goes along each of `edges()`, (m,); None where the graph does not say."""
+        if not self.is_weighted:
+            return None
+        return np.fromiter((c for i in range(self.n) for c in self.out_weights(i)), np.float64)
+
+    def only(self, kept: Callable[[int, int], bool]) -> Graph:
+        """The graph with the edges i to j that are `kept(i, j)`, at their weights if it has such."""
+        there = [[kept(i, j) for j in peers] for i, peers in enumerate(self.out_edges)]
+        neighbours = tuple(tuple(compress(self.out_neighbours(i), there[i])) for i in range(self.n))
+        weights = tuple(tuple(compress(self.out_weights(i), there[i])) for i in range(self.n))
+        return Graph(
+            n=self.n,
+            neighbours=neighbours,
+            neighbour_weights=weights if self.is_weighted else None,
+            is_epidemic=self.is_epidemic,
+        )
+
     def is_strongly_connected(self) -> bool:
         """Whether there is a directed path from every peer to every other.  O(n + edges)."""
         if self.offsets is not None:
             return math.gcd(self.n, *self.offsets) == 1
         return all(all(reached_from(peers, 0)) for peers in (self.out_edges, self.in_edges))
+
+    @cached_property
+    def _in_weights(self) -> tuple[tuple[float, ...], ...]:
+        into: list[list[float]] = [[] for _ in range(self.n)]
+        for i, peers in enumerate(self.out_edges):
+            for j, c in zip(peers, self.out_weights(i), strict=True):
+                into[j].append(c)
+        return tuple(map(tuple, into))
+
+    def _around(self, i: int, way: int) -> tuple[float, ...]:
+        if self.offsets is None or self.offset_weights is None:
+            return ()
+        pairs = zip(self.offsets, self.offset_weights, strict=True)
+        return tuple(c for _, c in sorted(((i + way * o) % self.n, c) for o, c in pairs))
 
 
 def complete(n: int) -> Graph:
@@ -128,7 +202,7 @@ def complete(n: int) -> Graph:
 
 def ring(n: int, *, directed: bool) -> Graph:
     """Peer i sends to i + 1, and unless `directed` to i - 1."""
-    return _circulant(n, {1} if directed else {1, n - 1})
+    return circulant(n, {1} if directed else {1, n - 1})
 
 
 def torus(n: int, rows: int | None) -> Graph:
@@ -148,12 +222,12 @@ def torus(n: int, rows: int | None) -> Graph:
     around = [
         ((r + dr) % rows) * columns + (c + dc) % columns for dr, dc in ((1, 0), (-1, 0), (0, 1), (0, -1))
     ]
-    return _undirected(n, np.tile(np.arange(n), 4), np.concatenate(around))
+    return undirected(n, np.tile(np.arange(n), 4), np.concatenate(around))
 
 
 def star(n: int) -> Graph:
     """Peer 0 exchanges with every other."""
-    return _undirected(n, np.zeros(n - 1, np.int64), np.arange(1, n))
+    return undirected(n, np.zeros(n - 1, np.int64), np.arange(1, n))
 
 
 def exponential(n: int) -> Graph:
@@ -161,7 +235,7 @@ def exponential(n: int) -> Graph:
 
     Source: Ying et al. 2021, arXiv:2110.13363, section 3 (static exponential graph).
     """
-    return _circulant(n, {2**k for k in range(exponential_degree(n))})
+    return circulant(n, {2**k for k in range(exponential_degree(n))})
 
 
 def one_peer_exponential(n: int, t: int) -> Graph:
@@ -170,108 +244,12 @@ def one_peer_exponential(n: int, t: int) -> Graph:
     With n = 2^tau any tau consecutive rounds average exactly; with any other n none do.
     Source: Ying et al. 2021, arXiv:2110.13363, section 4 and lemma 1.
     """
-    return _circulant(n, {2 ** (t % exponential_degree(n))} if n > 1 else set())
+    return circulant(n, {2 ** (t % exponential_degree(n))} if n > 1 else set())
 
 
 def exponential_degree(n: int) -> int:
     """ceil(log2 n): the out-degree of the exponential graph, the period of the one-peer one."""
     return (n - 1).bit_length()
-
-
-def random_regular(n: int, degree: int, rng: np.random.Generator) -> Graph:
-    """An undirected graph in which every peer has `degree` neighbours, close to uniform among all such.
-
-    n * degree is even in every regular graph, so an odd degree on an odd n is raised by one.  degree >= n
-    gives the complete graph.  Stubs are paired at random; pairs that repeat or join a peer to itself are
-    broken and paired again with as many good ones.  Dense graphs are drawn as the complement of sparse ones.
-    Source: Bollobas 1980, "A probabilistic proof of an asymptotic formula for the number of labelled regular
-    graphs" (the configuration model); the repair is ours.  O(n degree log) expected.
-    """
-    degree += n % 2 * (degree % 2)
-    if degree >= n - 1:
-        return complete(n)
-    if 2 * degree > n - 1:
-        absent = random_regular(n, n - 1 - degree, rng).out_edges if degree < n - 1 else ()
-        everyone = set(range(n))
-        return Graph(
-            n=n, neighbours=tuple(tuple(sorted(everyone - {i, *peers})) for i, peers in enumerate(absent))
-        )
-    stubs = np.repeat(np.arange(n), degree)
-    pairs = stubs[_shuffled(len(stubs), rng)].reshape(-1, 2)
-    while len(bad := _bad_pairs(n, pairs)):
-        good = rng.bit_generator.random_raw(len(bad) + 1) % np.uint64(len(pairs))
-        again = np.union1d(bad, good.astype(np.int64))
-        loose = pairs[again].ravel()
-        pairs[again] = loose[_shuffled(len(loose), rng)].reshape(-1, 2)
-    return _undirected(n, pairs[:, 0], pairs[:, 1])
-
-
-def erdos_renyi(n: int, p: float, rng: np.random.Generator) -> Graph:
-    """Each pair of peers is joined with probability p.  O(n^2) coin flips, in blocks of 8 MiB.
-
-    Source: Gilbert 1959, "Random graphs".
-    """
-    if p >= 1:
-        return complete(n)
-    threshold = np.uint64(int(p * 2.0**64))
-    first, second = [], []
-    height = max(1, _FLIPS // n)
-    for start in range(0, n, height):
-        rows = np.arange(start, min(start + height, n))
-        flips = _raw(len(rows) * n, rng).reshape(len(rows), n) < threshold
-        i, j = np.nonzero(flips & (np.arange(n) > rows[:, None]))
-        first.append(rows[i])
-        second.append(j)
-    return _undirected(n, np.concatenate(first), np.concatenate(second))
-
-
-def watts_strogatz(n: int, degree: int, p: float, rng: np.random.Generator) -> Graph:
-    """A ring in which each peer knows its `degree` nearest, every edge rewired with probability p.
-
-    degree: even.  degree >= n - 1 gives the complete graph.
-    Source: Watts, Strogatz 1998, "Collective dynamics of 'small-world' networks", methods.
-    """
-    if degree >= n - 1:
-        return complete(n)
-    around: list[set[int]] = [
-        {(i + side * hop) % n for hop in range(1, degree // 2 + 1) for side in (1, -1)} for i in range(n)
-    ]
-    threshold = int(p * 2.0**64)
-    for hop in range(1, degree // 2 + 1):
-        coins = _raw(n, rng).tolist()
-        for i in range(n):
-            old = (i + hop) % n
-            if coins[i] >= threshold or old not in around[i] or len(around[i]) >= n - 1:
-                continue
-            new = old
-            while new == i or new in around[i]:
-                new = int(_raw(1, rng)[0]) % n
-            around[i].remove(old)
-            around[old].remove(i)
-            around[i].add(new)
-            around[new].add(i)
-    return Graph(n=n, neighbours=tuple(tuple(sorted(peers)) for peers in around))
-
-
-def one_way(n: int, degree: int, p: float, rng: np.random.Generator) -> Graph:
-    """Trust that is often one-sided: most links of a small world lose a direction, or both.
-
-    Every peer is joined to its `degree` nearest on a ring and to degree / 2 random peers; then each direction
-    of each link is dropped with probability p, but for the directed ring i to i + 1, so that the graph stays
-    strongly connected.   degree: even.   p = 1 leaves the directed ring.
-    """
-    around = np.arange(n)
-    near = [(around + hop) % n for hop in range(1, degree // 2 + 1)]
-    far = (_raw(n * (degree // 2), rng) % np.uint64(n)).astype(np.int64)
-    first, second = np.tile(around, degree), np.concatenate([*near, far])
-    pairs = np.unique(np.minimum(first, second) * n + np.maximum(first, second))
-    low, high = np.divmod(pairs[pairs // n != pairs % n], n)
-    # Python's integers compare with 2^64 itself, so that p = 1 drops everything.
-    kept = np.array([word >= int(p * 2.0**64) for word in _raw(2 * len(low), rng).tolist()], bool)
-    senders = np.concatenate([np.concatenate([low, high])[kept], around])
-    receivers = np.concatenate([np.concatenate([high, low])[kept], (around + 1) % n])
-    apart = senders != receivers
-    return Graph(n=n, neighbours=_lists(n, senders[apart], receivers[apart]))
 
 
 def explicit(n: int, edges: Sequence[tuple[int, int]], *, directed: bool) -> Graph:
@@ -286,22 +264,39 @@ def explicit(n: int, edges: Sequence[tuple[int, int]], *, directed: bool) -> Gra
             )
     ends = np.array(edges, np.int64).reshape(-1, 2)
     if directed:
-        return Graph(n=n, neighbours=_lists(n, ends[:, 0], ends[:, 1]))
-    return _undirected(n, ends[:, 0], ends[:, 1])
+        return Graph(n=n, neighbours=listed(n, ends[:, 0], ends[:, 1]))
+    return undirected(n, ends[:, 0], ends[:, 1])
 
 
-def _circulant(n: int, offsets: set[int]) -> Graph:
+def circulant(n: int, offsets: set[int]) -> Graph:
+    """I sends to i + o for each of `offsets`, modulo n; a multiple of n is no edge."""
     return Graph(n=n, offsets=tuple(sorted({o % n for o in offsets} - {0})))
 
 
-def _undirected(n: int, first: NDArray[Any], second: NDArray[Any]) -> Graph:
+def undirected(n: int, first: NDArray[Any], second: NDArray[Any]) -> Graph:
+    """The edges between `first` and `second`, (m,) peers, both ways; those of a peer with itself left out."""
     kept = first != second
     senders = np.concatenate([first[kept], second[kept]])
     receivers = np.concatenate([second[kept], first[kept]])
-    return Graph(n=n, neighbours=_lists(n, senders, receivers))
+    return Graph(n=n, neighbours=listed(n, senders, receivers))
 
 
-def _lists(n: int, keys: NDArray[Any], values: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
+def weighted(n: int, senders: NDArray[Any], receivers: NDArray[Any], weights: NDArray[Any]) -> Graph:
+    """The graph in which senders[e] gives receivers[e] the part weights[e] of what it holds, (m,) each.
+
+    No edge is given twice, and none joins a peer to itself.
+    """
+    order = np.lexsort((receivers, senders))
+    ends = np.searchsorted(senders[order], np.arange(n + 1)).tolist()
+    to, parts = receivers[order].tolist(), weights[order].tolist()
+    return Graph(
+        n=n,
+        neighbours=tuple(tuple(to[a:b]) for a, b in pairwise(ends)),
+        neighbour_weights=tuple(tuple(parts[a:b]) for a, b in pairwise(ends)),
+    )
+
+
+def listed(n: int, keys: NDArray[Any], values: NDArray[Any]) -> tuple[tuple[int, ...], ...]:
     """For each key in 0..n-1 its distinct values, ascending."""
     codes = np.sort(keys.astype(np.int64) * n + values)
     codes = codes[np.diff(codes, prepend=-1) > 0]
@@ -327,22 +322,3 @@ def reached_from(peers: Sequence[Sequence[int]], start: int) -> bytearray:
                     found.append(j)
         frontier = found
     return seen
-
-
-def _raw(count: int, rng: np.random.Generator) -> NDArray[np.uint64]:
-    words: NDArray[np.uint64] = np.asarray(rng.bit_generator.random_raw(count), np.uint64)
-    return words
-
-
-def _shuffled(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    return np.argsort(_raw(count, rng), kind="stable")
-
-
-def _bad_pairs(n: int, pairs: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Positions of pairs that join a peer to itself or repeat an earlier pair."""
-    low, high = pairs.min(axis=1), pairs.max(axis=1)
-    codes = low * n + high
-    order = np.argsort(codes, kind="stable")
-    bad = low == high
-    bad[order[1:]] |= codes[order[1:]] == codes[order[:-1]]
-    return np.flatnonzero(bad)

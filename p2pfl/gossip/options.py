@@ -31,8 +31,23 @@ TOPOLOGY_FIELDS: dict[str, tuple[str, ...]] = {
     "erdos-renyi": ("p", "seed", "redraw"),
     "watts-strogatz": ("degree", "p", "seed", "redraw"),
     "one-way": ("degree", "p", "seed", "redraw"),
+    "base": ("degree",),
+    "simple-base": ("degree",),
+    "d-equistatic": ("degree", "seed", "redraw"),
+    "u-equistatic": ("degree", "seed", "redraw"),
+    "od-equidyn": ("seed",),
+    "ou-equidyn": ("seed",),
+    "random-matching": ("seed",),
+    "el-oracle": ("degree", "seed"),
+    "el-local": ("degree", "seed"),
     "explicit": ("edges", "directed"),
 }
+# Those that are another graph every round, which need not join everybody by itself.
+_ALWAYS_REDRAWN = ("od-equidyn", "ou-equidyn", "random-matching", "el-oracle", "el-local")
+# Those in which some send to whom they do not hear, on some number of peers.
+_ONE_SIDED = ("exponential", "one-peer-exponential", "one-way", "d-equistatic", "od-equidyn", "el-local")
+# Those whose peers do with one neighbour; a lasting graph of such would join two peers.
+_PAIRED = ("base", "simple-base", "d-equistatic", "u-equistatic", "el-oracle", "el-local")
 AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd", "none")
 COMPRESSION_KINDS = ("none",)
 
@@ -54,6 +69,10 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     erdos-renyi      p (2 ln n / n, at most 1), seed, redraw
     watts-strogatz   degree (4, even), p (.3), seed, redraw
     one-way          degree (4, even), p (.5), seed, redraw
+    base, simple-base           degree (1): the k of Base-(k+1)
+    d-equistatic, u-equistatic  degree (2 ceil ln n): basis graphs drawn, M; seed, redraw
+    od-equidyn, ou-equidyn, random-matching     seed; drawn anew every round
+    el-oracle, el-local         degree (4): the s of epidemic learning; seed; drawn anew every round
     explicit  edges, pairs of positions in the roster's PeerId order; directed (false: each pair both ways)
 
     `seed` replaces the run's seed for the graph alone.
@@ -88,17 +107,27 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         self._check_edges()
 
     @property
+    def is_redrawn(self) -> bool:
+        """Whether every round has a graph of its own, that never comes again."""
+        return bool(self.redraw) or self.kind in _ALWAYS_REDRAWN
+
+    @property
+    def is_joined_by_rounds(self) -> bool:
+        """Whether a round's graph may be unconnected by itself."""
+        return self.kind in _ALWAYS_REDRAWN
+
+    @property
     def is_mutual(self) -> bool:
         """Whether who sends also hears, on any number of peers."""
         if self.kind == "explicit" and self.directed:
             return set(self.edges or ()) == {(j, i) for i, j in self.edges or ()}
-        return not (self.directed or self.kind in ("exponential", "one-peer-exponential", "one-way"))
+        return not (self.directed or self.kind in _ONE_SIDED)
 
     def _check_random(self) -> None:
-        if self.degree is not None and self.degree < 2:
-            raise ConfigError(
-                f"gossip.topology.degree is {self.degree}, expected at least 2: one link joins two peers"
-            )
+        least = 1 if self.kind in _PAIRED else 2
+        if self.degree is not None and self.degree < least:
+            why = ": one link joins two peers" if least == 2 else ""
+            raise ConfigError(f"gossip.topology.degree is {self.degree}, expected at least {least}{why}")
         if self.kind in ("watts-strogatz", "one-way") and self.degree is not None and self.degree % 2:
             raise ConfigError(
                 f"gossip.topology.degree is {self.degree}; {self.kind} starts from a ring of even degree"

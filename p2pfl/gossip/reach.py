@@ -16,7 +16,7 @@ import numpy as np
 
 from p2pfl.gossip import push_sum
 from p2pfl.gossip.graphs import Graph, reached_from
-from p2pfl.gossip.mixing import Floats, spectral_gap
+from p2pfl.gossip.mixing import Floats, gap_over
 from p2pfl.gossip.topology import Plan, matrix, union
 
 __all__ = ["Reach", "reach", "in_words", "perron_weights"]
@@ -65,8 +65,8 @@ def reach(*plans: Plan) -> Reach:
     matrices = [matrix(plan) for plan in plans]
     w = perron_weights(matrices)
     starved = tuple(i for i in range(n) if push_sum.alarm(float(w[i]), 1.0))
-    gap = 1.0 - (1.0 - spectral_gap(_product(matrices))) ** (1 / len(plans))
-    return Reach(unreached=(), unheard=(), smallest_weight=float(w.min()), starved=starved, gap=gap)
+    smallest = float(w.min())
+    return Reach(unreached=(), unheard=(), smallest_weight=smallest, starved=starved, gap=gap_over(matrices))
 
 
 def in_words(found: Reach, names: Sequence[str]) -> str:

@@ -81,6 +81,21 @@ class Stack:
             v[lost] = before[lost]
         return ended, losses
 
+    def state(self) -> bytes:
+        """The momentum, if it is kept between fits."""
+        return b"" if self._course.optimizer.reset else self._momentum.astype("<f4").tobytes()
+
+    def restore(self, state: bytes) -> None:
+        """Take back what `state` gave.  Raises LearnerError when it is of others than these."""
+        v = self._momentum
+        if len(state) != (0 if self._course.optimizer.reset else 4 * v.size):
+            raise LearnerError(
+                f"the saved state is not that of {len(v)} sites with {v.shape[1]} parameters each; go on with"
+                " as many as before"
+            )
+        if state:
+            v[:] = np.frombuffer(state, "<f4").reshape(v.shape)
+
     def _rows(self, statistics: NDArray[np.float64] | None) -> NDArray[np.float32]:
         for i, rows in enumerate(self._sites):
             if statistics is not None and statistics.shape[1]:

@@ -84,10 +84,12 @@ async def serve(
     on_fact: Callable[[Fact], None] = lambda _: None,
     until_round: int | None = None,
     around: Callable[[Peer], Participant] = lambda peer: peer,
+    learning: Learning | None = None,
 ) -> Outcome:
     """Run the node that lives in `home` until its run ends, it is told to stop, or it is cancelled.
 
     around: puts something between the peer and its node, as a simulated attacker does.
+    learning: stands for the site's own learner, as a population of virtual peers does.
     What was committed survives all three.  Raises P2PFLError on what only a person can mend.
     """
     from p2pfl.net.libp2p import Libp2pTransport
@@ -111,8 +113,7 @@ async def serve(
             limits=limits,
         )
 
-    learning: Learning = LearnerProcess(evaluate_s=spec.run.deadline_s)
-    if settings.node.isolation == "thread":
+    if learning is None and settings.node.isolation == "thread":
         learning = InlineLearner(runner=partial(trio.to_thread.run_sync, abandon_on_cancel=True))
     peer = Peer(
         me=own.peer_id,
@@ -128,7 +129,7 @@ async def serve(
             peer=around(peer),
             identity=own,
             store=store,
-            learning=learning,
+            learning=learning or LearnerProcess(evaluate_s=spec.run.deadline_s),
             learner=LearnerSpec(
                 options=msgspec.json.encode(spec.learner),
                 data=settings.node.data,

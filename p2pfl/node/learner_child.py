@@ -112,8 +112,8 @@ def open_workshop(spec: LearnerSpec, site: Site, factory: LearnerFactory | None 
     return Workshop(partial(build, chosen), whole)
 
 
-def main(arguments: list[str]) -> int:
-    """Serve one daemon until it closes the pipe or dies."""
+def main(arguments: list[str], factory: LearnerFactory | None = None) -> int:
+    """Serve one daemon until it closes the pipe or dies.   factory: in place of the agreement's own."""
     read_fd, write_fd, memory_fd, parent = (int(argument) for argument in arguments)
     die_with(parent)
     faulthandler.enable()
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
     if not isinstance(request, Begin):
         return 1
     try:
-        workshop = open_workshop(request.spec, Site(should_stop=lambda: flag[0] != 0))
+        workshop = open_workshop(request.spec, Site(should_stop=lambda: flag[0] != 0), factory)
         ready = workshop.ready()
     except LearnerError as error:
         _send(write_fd, Failed(str(error)))

@@ -14,7 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import msgspec
@@ -58,8 +58,10 @@ class Child:
         self._slots: tuple[Vector, Vector] | None = None
 
     @classmethod
-    def start(cls) -> Self:
-        """Start `python -m p2pfl.node.learner_child`.  Raises OSError when the machine refuses.
+    def start(cls, program: Sequence[str]) -> Self:
+        """Start `python -m` with `program`, a module and its arguments, which come last.
+
+        Raises OSError when the machine refuses.
 
         It gets the two pipes and the memory, and no other descriptor of the daemon.  It is started from the
         calling thread, not from a worker: the kernel takes the end of the thread that started a process for
@@ -75,13 +77,7 @@ class Child:
             os.ftruncate(memory, PAGE_BYTES)
             passed = (child_reads, child_writes, memory)
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "p2pfl.node.learner_child",
-                    *map(str, passed),
-                    str(os.getpid()),
-                ],
+                [sys.executable, "-m", program[0], *map(str, (*passed, os.getpid())), *program[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=child_prints,
                 stderr=child_prints,

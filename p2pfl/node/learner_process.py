@@ -17,7 +17,7 @@ Deadlines are on trio's clock.  Real processes need a real one: under an autojum
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import trio
@@ -77,14 +77,16 @@ class LearnerProcess:
         evaluate_s: float = _EVALUATE_S,
         retry_s: float = _RETRY_S,
         said: Callable[[str], None] | None = None,
+        program: Sequence[str] = ("p2pfl.node.learner_child",),
     ) -> None:
-        """said: called with every line that the learner prints, cut to a bounded length."""
+        """said: called with every line that the learner prints, cut to a bounded length.
+
+        program: what serves as the child, a module whose `main` ends in learner_child's, and its arguments.
+        """
         self.fault = ""
-        self._grace_s = grace_s
-        self._start_s = start_s
-        self._evaluate_s = evaluate_s
-        self._retry_s = retry_s
-        self._said = said
+        self._grace_s, self._start_s = grace_s, start_s
+        self._evaluate_s, self._retry_s = evaluate_s, retry_s
+        self._said, self._program = said, program
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._turn = trio.Lock()
         self._child: Child | None = None
@@ -93,8 +95,7 @@ class LearnerProcess:
         self._state = b""
         self._owes_state = False
         self._statistics: NDArray[np.float64] | None = None
-        self._failed_starts = 0
-        self._retry_at = -math.inf
+        self._failed_starts, self._retry_at = 0, -math.inf
 
     @property
     def pid(self) -> int | None:
@@ -185,8 +186,7 @@ class LearnerProcess:
         """Measure; no metrics when that failed, and the reason in `fault`."""
         async with self._turn:
             deadline = trio.current_time() + self._evaluate_s
-            wrong = await self._prepare(job.parameters, job.statistics, deadline)
-            if wrong:
+            if await self._prepare(job.parameters, job.statistics, deadline):
                 return Evaluated(round=job.round, metrics={})
             request = Measure(
                 round=job.round, statistics=self._raw_statistics(), learner_state=self._owed_state()
@@ -279,7 +279,7 @@ class LearnerProcess:
         """A new child with its learner built, or None and the reason in `fault`."""
         assert self._spec is not None
         try:
-            self._child = Child.start()
+            self._child = Child.start(self._program)
         except OSError as error:
             self._note_failed_start(f"no process could be started: {error}")
             return None

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -72,13 +72,19 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'libp2p', 'numpy', 'trio', 'httpx', 'rich', 'starlette'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    # The best of three: other work on the machine is not the command's.
+    # The processor's time, the best of three: other work on the machine is not the command's.
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = processor_s()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(processor_s() - began)
     assert min(seconds) < 0.3
+
+
+def processor_s() -> float:
+    """What the processes that this one has waited for took so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_version_names_the_distribution() -> None:

@@ -28,7 +28,21 @@ def test_simulate_prints_one_object_and_a_verdict_on_each_expectation(tmp_path: 
     assert verdict["v"] == 1
     assert verdict["is_met"]
     assert len(verdict["expectations"]) == 5
-    assert json.loads(Path(verdict["report"]).read_text())["seed"] == 0
+    assert json.loads(Path(verdict["file"]).read_text())["seed"] == 0
+    assert verdict["report"] == str(tmp_path / "report.html")
+    names = {
+        "digits-seed-0.json",
+        "digits-seed-0.jsonl",
+        "report.html",
+        "results.sqlite",
+        "trials.csv",
+        "rounds.csv",
+    }
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    page = (tmp_path / "report.html").read_bytes()
+    again = _p2pfl("simulate", "digits", "--json", "-o", str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "report.html").read_bytes() == page
 
 
 @pytest.mark.slow
@@ -103,7 +117,13 @@ def test_a_grid_prints_its_matrix_and_with_json_a_line_a_trial(tmp_path: Path) -
     assert (last["seeds"], last["peers"], last["run_id"]) == ([0, 1], 2, None)
     same = _p2pfl("simulate", "compare", str(tmp_path / "results"), str(tmp_path / "results"), "--json")
     assert same.returncode == 0, same.stderr
-    assert [row["difference"] for row in json.loads(same.stdout)["cells"]] == [0.0] * 4
+    compared = json.loads(same.stdout)
+    assert [row["difference"] for row in compared["cells"]] == [0.0] * 4
+    assert compared["report"] is None
+    folders = (str(tmp_path / "results"), str(tmp_path / "results"))
+    drawn = _p2pfl("simulate", "compare", *folders, "-o", str(tmp_path / "drawn"))
+    assert drawn.stdout.splitlines()[-1] == f"report  {tmp_path / 'drawn' / 'report.html'}"
+    assert "Content-Security-Policy" in (tmp_path / "drawn/report.html").read_text()
     assert _p2pfl("simulate", "compare", str(tmp_path)).returncode == 2
     alone = _p2pfl("simulate", str(scenario), "--seed", "0")
     assert alone.returncode == 2

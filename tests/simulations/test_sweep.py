@@ -12,7 +12,7 @@ from p2pfl.simulations import sweep
 from p2pfl.simulations.scenario import Scenario, load
 from p2pfl.simulations.sweep import Trial
 
-_TIMES = {"wall_s", "peak_rss_mb", "events_per_s", "peer_rounds_per_s", "report"}
+_TIMES = {"wall_s", "peak_rss_mb", "events_per_s", "peer_rounds_per_s", "file"}
 _TOML = """
 [run]
 rounds = 2
@@ -95,15 +95,18 @@ def test_a_trial_that_is_kept_is_not_run_again(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in results.iterdir()}
     assert sorted(before) == [
         "study-lr=0.1-seed-0.json",
+        "study-lr=0.1-seed-0.jsonl",
         "study-lr=0.1-seed-1.json",
+        "study-lr=0.1-seed-1.jsonl",
         "study-lr=0.2-seed-0.json",
+        "study-lr=0.2-seed-0.jsonl",
     ]
     was_found: list[bool] = []
     verdicts = sweep.run(todo, folder=results, done=lambda *told: was_found.append(told[2]))
     assert was_found == [True, True, True, False]
     assert _timeless(verdicts) == _timeless(sweep.run(todo))
     assert before.items() < {path.name: path.read_bytes() for path in results.iterdir()}.items()
-    assert [json.loads(Path(v["report"]).read_text())["seed"] for v in verdicts] == [0, 1, 0, 1]
+    assert [json.loads(Path(v["file"]).read_text())["seed"] for v in verdicts] == [0, 1, 0, 1]
     was_found.clear()
     sweep.run(todo, folder=results, fresh=True, done=lambda *told: was_found.append(told[2]))
     assert was_found == [False] * 4

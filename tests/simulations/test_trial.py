@@ -107,6 +107,24 @@ def test_rules_keep_what_their_scenarios_promise_under_two_attacks(name: str) ->
 
 
 @pytest.mark.slow
+def test_short_rounds_beat_few_where_some_sites_are_slow() -> None:
+    # The whole study, 15 trials of 35 to 175 rounds, takes some minutes: `p2pfl simulate stragglers`.
+    cells = "synchronous={'run.rounds'=16}, stopped={'run.rounds'=4}"
+    cells += ", quarter={'run.rounds'=20, 'run.deadline_s'=1.0}"
+    short = load("stragglers", settings=[f"simulation.grid={{schedule={{{cells}}}}}"])
+    verdicts = {v["cell"]["schedule"]: v for v in sweep.run(sweep.trials(short, (0,)))}
+    assert verdicts["synchronous"]["virtual_s"] == pytest.approx(80, abs=0.2)
+    assert verdicts["quarter"]["virtual_s"] == pytest.approx(20, abs=0.2)
+    assert verdicts["stopped"]["virtual_s"] == pytest.approx(20, abs=0.2)
+    lost = {
+        name: verdicts["synchronous"]["metric"]["mean"] - v["metric"]["mean"] for name, v in verdicts.items()
+    }
+    assert lost["quarter"] < 0.02
+    assert lost["stopped"] > 0.05
+    assert verdicts["quarter"]["mass"]["error"] < 1e-12
+
+
+@pytest.mark.slow
 def test_lies_about_weights_buy_nothing_on_one_graph_and_seed() -> None:
     # The whole grid, 70 trials of whole peers, takes nine minutes: `p2pfl simulate weight-lies`.
     scenario = load("weight-lies")

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from p2pfl.ids import PeerId
 from p2pfl.node.store import Store
 from p2pfl.run import RunSpec, parse, run_id, write_toml
 from p2pfl.simulations.mass_audit import MassAudit
-from p2pfl.trust import identity
+from p2pfl.trust import certificates, identity
+from p2pfl.trust.tickets import write_ticket
 
 __all__ = ["Daemons", "free_ports"]
 
@@ -44,11 +45,19 @@ class Daemons:
     """Nodes in `folder`, all founders of one run, and their processes.  A context manager that kills them."""
 
     def __init__(
-        self, folder: Path, n: int, learner: str, *, invited: int = 0, **tables: Mapping[str, Any]
+        self,
+        folder: Path,
+        n: int,
+        learner: str,
+        /,
+        *,
+        invited: int = 0,
+        data: Sequence[str] = (),
+        **tables: Mapping[str, Any],
     ) -> None:
         """learner: the text of learner.py, with a `learner(site)`.   invited: how many of the n do not found.
 
-        tables: keys of run.toml above the defaults used here.
+        data: each node's, its number when not given.   tables: keys of run.toml above the defaults used here.
         """
         self.folder = folder
         self.homes = [folder / f"home{i}" for i in range(n)]
@@ -66,7 +75,7 @@ class Daemons:
                 "listen": [self.addresses[i].partition("/p2p/")[0]],
                 "bulk_listen": f"127.0.0.1:{ports[n + i]}",
                 "bootstrap": [self.addresses[0]] if 0 < i < n - invited else [],
-                "data": str(i),
+                "data": data[i] if data else str(i),
             }
             (home / "node.toml").write_text(write_toml({"node": node}))
         founders = self.names[: n - invited]
@@ -103,12 +112,31 @@ class Daemons:
         value: dict[str, Any] = json.loads(done.stdout)
         return value
 
-    def start(self, *nodes: int) -> None:
-        """Start the processes of `nodes`; what they print is appended to out{i}.txt."""
+    def ticket(self, i: int) -> str:
+        """What a quorum of the founders gives node i, with founder 1's address."""
+        founders = [identity.load(self.homes[j] / "identity.key") for j in range(self.spec.trust.quorum)]
+        certificate = certificates.issue_certificate(
+            founders[0],
+            run=run_id(self.spec),
+            subject=self.names[i],
+            name=f"node{i}",
+            now=time.time(),
+            nonce=bytes(16),
+        )
+        for founder in founders[1:]:
+            certificate = certificates.countersign(certificate, founder)
+        return write_ticket(certificate, [self.addresses[1]])
+
+    def start(self, *nodes: int, words: Sequence[str] = ()) -> None:
+        """Start the processes of `nodes`; what they print is appended to out{i}.txt.
+
+        words: the command, `node start` under the agreement when not given.
+        """
+        words = words or ("node", "start", "--run", str(self.run_file))
         for i in nodes:
             with (self.folder / f"out{i}.txt").open("ab") as out:
                 self.processes[i] = subprocess.Popen(
-                    self.command(i, "--json", "node", "start", "--run", str(self.run_file)),
+                    self.command(i, "--json", *words),
                     cwd=self.folder,
                     stdout=out,
                     stderr=out,

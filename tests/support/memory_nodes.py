@@ -67,8 +67,11 @@ class Sites:
         fit_s: Callable[[int], float] = lambda _: 1.0,
         factory: LearnerFactory | None = tiny,
         datasets: list[Any] | None = None,
+        looks: bool = False,
     ) -> None:
-        """fit_s: how long a fit of site i takes.   datasets: what each site's learner is given."""
+        """fit_s: how long a fit of site i takes.   datasets: what each site's learner is given.
+        looks: whether a fit looks at the clock, and is over at the deadline.
+        """
         self.folder, self.spec, self.identities = folder, spec, identities
         self.network = MemoryNetwork(seed=spec.run.seed, link=link)
         self.nodes: dict[int, Node] = {}
@@ -78,7 +81,7 @@ class Sites:
         self.fetched: dict[int, list[PeerId]] = {i: [] for i in range(len(identities))}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._fit_s, self._factory, self._datasets = fit_s, factory, datasets
-        self._lives = 0
+        self._looks, self._lives = looks, 0
         self.clock = Clock(wall=WALL)
 
     def name(self, i: int) -> PeerId:
@@ -110,8 +113,10 @@ class Sites:
         draw = hashlib.sha256(f"{i}/{self._lives}".encode()).digest()
 
         async def at_leisure(job: Callable[[], Any]) -> Any:
-            if cast("partial[Any]", job).func.__name__ == "train":
-                await trio.sleep(self._fit_s(i))
+            call = cast("partial[Any]", job)
+            if call.func.__name__ == "train":
+                ends_at = trio.current_time() + self._fit_s(i)
+                await trio.sleep_until(min(ends_at, call.args[0].deadline) if self._looks else ends_at)
             return job()
 
         def transport(gate: Gate) -> MemoryTransport:
