@@ -20,6 +20,7 @@ from .exits import Exit
 from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
+    from p2pfl.net.transport import TransportOf
     from p2pfl.node.node import Learning, Outcome
     from p2pfl.participant import Participant
     from p2pfl.peer import Peer
@@ -119,10 +120,11 @@ def run_node(
     detached: bool = False,
     around: Callable[[Peer], Participant] = lambda peer: peer,
     learning: Learning | None = None,
+    behind: Callable[[TransportOf], TransportOf] = lambda own: own,
 ) -> int:
     """Serve until the run, a command or a signal ends it; the exit code.
 
-    around, learning: see node/daemon.py.
+    around, learning, behind: see node/daemon.py.
     """
     import trio
 
@@ -145,6 +147,7 @@ def run_node(
             until_round=until_round,
             around=around,
             learning=learning,
+            behind=behind,
         )
         outcome, caught = trio.run(_until_signal, body)
     return _ending(terminal, view, outcome, caught, spec.run.seed)
