@@ -23,12 +23,21 @@ __all__ = ["attacker_program", "main"]
 
 
 def attacker_program(
-    attack: AttackOptions, attackers: Sequence[PeerId], home: Path, agreement: Path
+    attack: AttackOptions, attackers: Sequence[PeerId], home: Path, agreement: Path, *, victim: PeerId
 ) -> list[str]:
-    """Arguments of Python that start the attacker who lives in `home`.   attackers: all of them."""
+    """Arguments of Python that start the attacker who lives in `home`.
+
+    attackers: all of them.   victim: whom an eclipse is for.
+    """
     import msgspec
 
-    order = {"attack": attack, "attackers": attackers, "home": str(home), "agreement": str(agreement)}
+    order = {
+        "attack": attack,
+        "attackers": attackers,
+        "home": str(home),
+        "agreement": str(agreement),
+        "victim": victim,
+    }
     return ["-m", "p2pfl.cli.byzantine", msgspec.json.encode(order).decode()]
 
 
@@ -47,6 +56,7 @@ def main(order: str) -> int:
         ByzantinePeer,
         attack=msgspec.convert(given["attack"], AttackOptions),
         is_byzantine=lambda peer: peer in attackers,
+        victim=given["victim"],
     )
     home = Path(given["home"])
     terminal = Terminal(home_flag=str(home), json=True)

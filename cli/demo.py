@@ -15,6 +15,7 @@ import click
 
 from p2pfl.errors import LocalError
 
+from .besieged import VICTIM
 from .exits import Exit
 from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
@@ -22,6 +23,7 @@ from .verdicts import verdict_text
 if TYPE_CHECKING:
     from p2pfl.simulations.workload import Workload
 
+    from .besieged import Siege
     from .fleet import Fleet
     from .sites import DemoSite, Plan
 
@@ -52,7 +54,7 @@ _AWAY_S = 1.0
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the agreement.")
 @click.option("--kill", is_flag=True, help="kill -9 one node in mid-run, and start it again.")
 @click.option(
-    "--attack", metavar="KIND:N", help="The last N of the nodes lie, such as sign-flip:1 or alie:2."
+    "--attack", metavar="KIND:N", help="The last N of the nodes lie, such as alie:1, sybil:2 or eclipse:2."
 )
 @pass_terminal
 def demo(
@@ -77,6 +79,7 @@ def demo(
     all rows together and on each share alone.  With --home the nodes' folders are kept there.
     """
     from . import sites
+    from .besieged import Siege, victim_program
     from .byzantine import attacker_program
     from .fleet import Fleet
 
@@ -107,11 +110,16 @@ def demo(
         attackers = homes[plan.honest :]
         names = [site.peer_id for site in attackers]
         programs = {
-            i: attacker_program(plan.attack, names, site.home, agreement)
+            i: attacker_program(plan.attack, names, site.home, agreement, victim=homes[VICTIM].peer_id)
             for i, site in enumerate(attackers, start=plan.honest)
         }
+        siege = None
+        if plan.is_eclipse:
+            victim = homes[VICTIM].home
+            programs[VICTIM] = victim_program(names, victim, agreement)
+            siege = Siege(victim, plan.attack, plan.spec.run.rounds)
         fleet = stack.enter_context(Fleet([site.home for site in homes], agreement, programs=programs))
-        _follow(terminal, fleet, plan, kill=kill)
+        _follow(terminal, fleet, plan, kill=kill, siege=siege)
         verdict = _judge(plan, homes, fleet, time.monotonic() - began, metric)
     terminal.result(verdict, verdict_text(verdict))
 
@@ -120,8 +128,11 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG0
     sys.exit(int(Exit.TERMINATED))
 
 
-def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None:
-    """Show rounds as they are committed, kill and revive one node if asked, until every honest one ended."""
+def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool, siege: Siege | None) -> None:
+    """Show rounds as they are committed, kill and revive one node if asked, until every honest one ended.
+
+    siege: shut and opened as the attackers' rounds go.
+    """
     total, honest = plan.spec.run.rounds, fleet.nodes[: plan.honest]
     victim, strike_at = len(honest) - 1, max(1, total // 3)
     committed: dict[int, set[int]] = {}
@@ -131,6 +142,8 @@ def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None
     while any(node.process is not None for node in honest) or revive_at is not None:
         for index, line in fleet.lines(timeout_s=0.2):
             if index >= len(honest):
+                if siege is not None and line.get("event") == "round committed":
+                    _tell_of(terminal, siege.saw(int(line.get("training_round", -1))))
                 continue
             if line.get("event") != "round committed":
                 if line.get("event") in ("paused", "resumed"):
@@ -142,13 +155,16 @@ def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None
                 losses[index] = float(loss)
             done = committed.setdefault(number, set())
             done.add(index)
-            if line.get("stage") == "training" and len(done) == len(honest) - (revive_at is not None):
+            away = int(revive_at is not None) + int(siege is not None and siege.is_on)
+            if line.get("stage") == "training" and len(done) == len(honest) - away:
                 mean = f"  loss {sum(losses.values()) / len(losses):.4f}" if losses else ""
                 terminal.note(f"round {number + 1}/{total}  {len(done)} nodes{mean}")
             if is_due and index == victim and number >= strike_at:
                 fleet.kill(victim)
                 terminal.note(f"node {victim}  killed with SIGKILL after round {number + 1}")
                 is_due, revive_at = False, time.monotonic() + _AWAY_S
+        if siege is not None:
+            _look_after(terminal, siege, fleet, plan)
         if revive_at is not None and time.monotonic() >= revive_at:
             fleet.start(victim)
             terminal.note(f"node {victim}  started again")
@@ -159,6 +175,30 @@ def _follow(terminal: Terminal, fleet: Fleet, plan: Plan, *, kill: bool) -> None
                 f"node {index} ended with code {node.code}: {fleet.last_words(index)}; "
                 "give --home and look at its node.err"
             )
+
+
+def _look_after(terminal: Terminal, siege: Siege, fleet: Fleet, plan: Plan) -> None:
+    """Leave no victim shut in by attackers that are gone, nor waiting for others that are.
+
+    Raises LocalError when it did not come back in time.
+    """
+    honest, attackers = fleet.nodes[: plan.honest], fleet.nodes[plan.honest :]
+    if not any(node.process for node in attackers):
+        _tell_of(terminal, siege.end())
+    if any(node.process for i, node in enumerate(honest) if i != VICTIM):
+        siege.alone_since = None
+    elif siege.alone_since is None:
+        siege.alone_since = time.monotonic()
+    elif time.monotonic() - siege.alone_since > 2 * plan.spec.run.deadline_s:
+        raise LocalError(
+            f"node {VICTIM} did not come back from the eclipse before the others were done; "
+            "give them more time with --set run.deadline_s=60.0"
+        )
+
+
+def _tell_of(terminal: Terminal, change: str) -> None:
+    if change:
+        terminal.note(f"node {VICTIM}  {change}")
 
 
 def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metric: str) -> dict[str, Any]:
@@ -172,6 +212,7 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
     from p2pfl.simulations.attacks import TRIGGERED_KINDS
     from p2pfl.simulations.mass_audit import audit, books_on_disk
 
+    from .besieged import told_by
     from .export import export_model
 
     workload: Workload = plan.workload
@@ -213,4 +254,6 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
     result = verdict.verdict(ran, workload, plan.spec, metric=metric)
     if plan.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, plan.attack, plan.spec, ran.models))
+    if plan.is_eclipse:
+        result["victim"] = told_by(homes[VICTIM].home, plan.attack)
     return result

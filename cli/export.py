@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from p2pfl.events import Vector
+    from p2pfl.ledger import Ledger
     from p2pfl.run import RunSpec
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "last_model"]
 
 # A model of some gigabytes, written once to this machine's disk.
 _EXPORT_S = 600.0
@@ -42,10 +43,23 @@ def export_model(home: Path, spec: RunSpec, path: Path) -> dict[str, Any]:
 
 def _stored_model(home: Path, spec: RunSpec) -> tuple[dict[str, NDArray[Any]], int]:
     import msgspec
+
+    from p2pfl.learn.flat import Schema, unflatten
+
+    vector, known, names = last_model(home, spec)
+    # "null" where the learner does not name its tensors.
+    schema = msgspec.json.decode(names, type=Schema | None) if names else None
+    return dict(unflatten(vector, schema)) if schema else {"parameters": vector}, known.round
+
+
+def last_model(home: Path, spec: RunSpec) -> tuple[Vector, Ledger, bytes | None]:
+    """The de-biased model of the last commit, (d,), the ledger beside it, and the tensors' names as JSON.
+
+    Raises StoreError when no round was ever committed.
+    """
     import numpy as np
 
     from p2pfl import ledger
-    from p2pfl.learn.flat import Schema, unflatten
     from p2pfl.node.store import Store
     from p2pfl.run import run_id
 
@@ -60,6 +74,4 @@ def _stored_model(home: Path, spec: RunSpec) -> tuple[dict[str, NDArray[Any]], i
     known, x, model, _ = ledger.read(snapshot)
     # z = x / w, as push-sum de-biases (gossip/push_sum.py), unless the model lies beside; in d-psgd w is 1.
     vector: Vector = (x.astype(np.float64) / known.w).astype(np.float32) if model is None else model
-    # "null" where the learner does not name its tensors.
-    schema = msgspec.json.decode(names, type=Schema | None) if names else None
-    return dict(unflatten(vector, schema)) if schema else {"parameters": vector}, known.round
+    return vector, known, names

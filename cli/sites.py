@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import socket
+import time
 import tomllib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from p2pfl.run import KnowledgeOptions, RunSpec
     from p2pfl.simulations.attacks import AttackOptions
     from p2pfl.simulations.workload import Workload
+    from p2pfl.trust.identity import Identity
 
 __all__ = ["DemoSite", "Plan", "partition_of", "plan", "prepare"]
 
@@ -28,6 +30,8 @@ __all__ = ["DemoSite", "Plan", "partition_of", "plan", "prepare"]
 _DEADLINE_S = 30.0
 # Rows at least at each site of a skewed demo, so that none has next to nothing to learn from.
 _MIN_ROWS = 16
+# A third of them is one at least, and there is one to be cut off in.
+_ECLIPSED_ROUNDS = 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +52,11 @@ class Plan:
     def honest(self) -> int:
         """How many sites are honest: the first."""
         return len(self.workload.datasets)
+
+    @property
+    def is_eclipse(self) -> bool:
+        """Whether an honest site, VICTIM, is to be cut off."""
+        return self.attack.kind == "eclipse" and self.attack.byzantine > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +85,6 @@ def plan(
     import msgspec
 
     from p2pfl import run as runs
-    from p2pfl.simulations.placement import honest_count
     from p2pfl.simulations.scenario import set_key
     from p2pfl.simulations.workload import cut
 
@@ -109,9 +117,10 @@ def plan(
     sources = tuple(f"csv:{file}" for file in files) if options.kind == "by-file" else ()
     lies = _attack(attack)
     n = peers or (len(sources) + lies.byzantine if sources else 4)
-    honest = honest_count(lies, n)
+    honest = n - lies.byzantine
     run["members_at_start"] = n
     spec = runs.decode(table, str(run_file or "demo"))
+    lies = _fitted(lies, n, spec.run.rounds)
     if spec.learner.module or any(role.module for role in spec.learner.roles.values()):
         raise ConfigError("the demo splits rows itself and needs a built-in model; leave learner.module out")
     workload = cut(spec, honest, options, sources=sources, roles=roles)
@@ -132,6 +141,7 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
     from p2pfl.learn import data
     from p2pfl.learn.data import Dataset
     from p2pfl.learn.options import DataOptions
+    from p2pfl.simulations.placement import quorum_of
     from p2pfl.simulations.poisoning import byzantine_site
     from p2pfl.trust import identity
 
@@ -144,8 +154,12 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
             raise StoreError(f"{home} exists; choose another --home, or remove it")
         homes.make_home(home)
         keys.append(identity.create(home / homes.KEY))
-    founders = tuple(key.peer_id for key in keys)
-    trust = msgspec.structs.replace(plan.spec.trust, founders=founders, quorum=count // 2 + 1)
+    founders = keys[:honest] if plan.attack.kind == "sybil" else keys
+    trust = msgspec.structs.replace(
+        plan.spec.trust,
+        founders=tuple(key.peer_id for key in founders),
+        quorum=quorum_of(len(founders)),
+    )
     learner = plan.spec.learner
     if not plan.sources:
         # The rows come as npz files, scaled and split; how they were read before is nobody's business.
@@ -156,7 +170,7 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
     addresses = [
         f"/ip4/127.0.0.1/tcp/{port}/p2p/{key.peer_id}" for port, key in zip(ports, keys, strict=False)
     ]
-    for i, key in enumerate(keys):
+    for i in range(count):
         home = folder / f"site-{i}"
         if i < honest:
             site = plan.workload.site(i, plan.spec)
@@ -178,7 +192,8 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
             }
         }
         homes.write_private(home / homes.SETTINGS, runs.write_toml(settings))
-        assert key.peer_id == founders[i]
+    for i, ticket in enumerate(_tickets(plan, founders, keys[len(founders) :], addresses), len(founders)):
+        homes.write_private(folder / f"site-{i}" / homes.TICKET, ticket + "\n")
     return [DemoSite(home=folder / f"site-{i}", peer_id=key.peer_id) for i, key in enumerate(keys)]
 
 
@@ -249,14 +264,54 @@ def _attack(text: str | None) -> AttackOptions:
 
     kind, separator, number = (text or "none:0").partition(":")
     table = {"kind": kind, "byzantine": number if separator else 1}
-    if kind in ("sybil", "eclipse"):
-        raise ConfigError(
-            f"--attack {text!r}: that takes members and a network to choose; see `p2pfl simulate`"
-        )
     try:
         return msgspec.convert(table, AttackOptions, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"--attack {text!r}: {error}; write it like alie:1") from error
+
+
+def _fitted(attack: AttackOptions, peers: int, rounds: int) -> AttackOptions:
+    """The attack among so many nodes, and over so many rounds.  Raises ConfigError when it makes no sense."""
+    import msgspec
+
+    from p2pfl.simulations.placement import quorum_of
+    from p2pfl.trust.certificates import MAX_SIGNATURES
+
+    text, honest = f"--attack {attack.kind}:{attack.byzantine}", peers - attack.byzantine
+    if honest < 1:
+        raise ConfigError(f"{text} leaves nobody honest among {peers} nodes; raise --peers, or let fewer lie")
+    founders = honest if attack.kind == "sybil" else peers
+    if quorum_of(founders) > MAX_SIGNATURES:
+        most = 2 * MAX_SIGNATURES - 1
+        raise ConfigError(f"{founders} founders, a demo has at most {most}; lower --peers")
+    if attack.kind != "eclipse" or not attack.byzantine:
+        return attack
+    if honest < 2:
+        raise ConfigError(
+            f"{text} among {peers} nodes leaves its victim no honest site to be cut off from; "
+            "raise --peers, or let fewer attack"
+        )
+    if rounds < _ECLIPSED_ROUNDS:
+        raise ConfigError(
+            f"{text} begins after a third of the rounds, and there are {rounds}; "
+            f"take --rounds {_ECLIPSED_ROUNDS} or more"
+        )
+    # Cut off before the run has begun, the victim would only keep it from beginning.
+    return msgspec.structs.replace(attack, starts_at=rounds // 3)
+
+
+def _tickets(
+    plan: Plan, founders: Sequence[Identity], guests: Sequence[Identity], addresses: Sequence[str]
+) -> list[str]:
+    """The tickets that Sybils were talked into; none where all found the run.   addresses: of all nodes."""
+    from p2pfl import run as runs
+    from p2pfl.simulations.placement import talked_in
+    from p2pfl.trust.tickets import MAX_ADDRESSES, write_ticket
+
+    names = [guest.peer_id for guest in guests]
+    certificates = talked_in(runs.run_id(plan.joined), founders, names, now=time.time())
+    known = addresses[: min(len(founders), MAX_ADDRESSES)]
+    return [write_ticket(certificate, known) for certificate in certificates]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -20,6 +20,7 @@ from .exits import Exit
 from .terminal import Terminal, pass_terminal
 
 if TYPE_CHECKING:
+    from p2pfl.net.transport import TransportOf
     from p2pfl.node.learning import Learning
     from p2pfl.node.node import Outcome
     from p2pfl.participant import Participant
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from .live import LiveRounds
 
-__all__ = ["agreement_of", "run_node", "start"]
+__all__ = ["agreement_of", "find_learner", "run_node", "start"]
 
 # libp2p and torch take seconds to import on a slow disk, and the learner reads its data.
 _READY_S = 180.0
@@ -59,7 +60,7 @@ def agreement_of(home: Path, identity: Identity, file: Path | None) -> RunSpec:
     return spec
 
 
-def _find_learner(home: Path, agreed: str, flag: str | None) -> None:
+def find_learner(home: Path, agreed: str, flag: str | None) -> None:
     """Let this process and the learner's own find the learner's module.
 
     The flag says where the code of the agreement lies, never that other code is run.   agreed: its module.
@@ -120,10 +121,11 @@ def run_node(
     detached: bool = False,
     around: Callable[[Peer], Participant] = lambda peer: peer,
     learning: Learning | None = None,
+    behind: Callable[[TransportOf], TransportOf] = lambda own: own,
 ) -> int:
     """Serve until the run, a command or a signal ends it; the exit code.
 
-    around, learning: see node/daemon.py.
+    around, learning, behind: see node/daemon.py.
     """
     import trio
 
@@ -146,6 +148,7 @@ def run_node(
             until_round=until_round,
             around=around,
             learning=learning,
+            behind=behind,
         )
         outcome, caught = trio.run(_until_signal, body)
     return _ending(terminal, view, outcome, caught, spec.run.seed)
@@ -233,7 +236,7 @@ def start(
     spec = agreement_of(home, identity, run_file)
     played = at_role(spec.learner, settings.node.role)
     socket_path(home)
-    _find_learner(home, played.module, learner)
+    find_learner(home, played.module, learner)
     banner = {
         "peer_id": identity.peer_id,
         "name": settings.node.name,

@@ -34,6 +34,11 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         liars = f"{verdict['attack'] or 'none'} by {verdict['byzantine']} of {verdict['peers']} peers"
         rule = verdict.get("aggregator") or "none"
         lines.append(f"{'attack':<19} {liars}, aggregator {rule}; the figures are of the honest")
+    if (victim := verdict.get("victim")) is not None:
+        told = "mixed what it was told" if not victim["paused"] else "paused below its quorum"
+        came = " and came back" if victim["paused"] and victim["resumed"] >= victim["paused"] else ""
+        cut = f"peer {victim['peer']}, cut off after round {victim['cut_off_after']}"
+        lines.append(f"{'victim':<19} {cut}: {told}{came}")
     if verdict.get("backdoor") is not None:
         lines.append(f"{'backdoor opens':<19} mean {verdict['backdoor']['mean']:.4f}")
     if verdict.get("pooled") is not None:

@@ -57,7 +57,8 @@ def begin(state: State) -> None:
     state.deadline = state.now + state.spec.run.deadline_s
     state.tick = state.now + state.spec.run.deadline_s / RESENDS_PER_DEADLINE
     stage = state.schedule.stage(state.round)
-    if stage != "opening" and state.schedule.opening and state.pooled is None and state.mass.w > 0:
+    # Without opening rounds, in a run of one, the own sums are those of all.
+    if stage != "opening" and len(state.statistics) and state.pooled is None and state.mass.w > 0:
         state.pooled = state.mass.pooled()
     state.trained = Trained(round=state.round, parameters=None)
     if stage != "training" or state.mass.w == 0 or not releases.afford(state):

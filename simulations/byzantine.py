@@ -26,14 +26,14 @@ from p2pfl.gossip.push_sum import PushSumState
 from p2pfl.gossip.topology import Plan
 from p2pfl.ids import PeerId
 from p2pfl.mass import body_bytes, pack, unpack
-from p2pfl.peer import Peer
+from p2pfl.participant import Participant
 from p2pfl.state import State
 from p2pfl.trust import audit
 from p2pfl.view import PeerView
 
 from . import protocol_lies
 from .attacks import FORGE, PROTOCOL_KINDS, AttackOptions, Sight, forge
-from .placement import VICTIM, fiedler, slowest
+from .placement import fiedler, slowest
 
 __all__ = ["ByzantinePeer"]
 
@@ -45,20 +45,25 @@ class ByzantinePeer:
 
     def __init__(
         self,
-        inner: Peer,
+        inner: Participant,
         attack: AttackOptions,
         *,
         is_byzantine: Callable[[PeerId], bool],
         sees: Callable[[PeerId], Vector | None] | None = None,
+        victim: PeerId | None = None,
     ) -> None:
-        """is_byzantine: who is with the attackers.   sees: a peer's model, None where it is not known."""
-        self._inner, self._attack = inner, attack
+        """is_byzantine: who is with the attackers.   sees: a peer's model, None where it is not known.
+
+        victim: whom an eclipse is for; the others are told no lies then.
+        """
+        self._inner, self._attack, self._victim = inner, attack, victim
         self._is_byzantine, self._sees = is_byzantine, sees or self._last_heard
         self._heard: dict[PeerId, Vector] = {}
         # The last messages with a body on each edge, as they went out.
         self._sent: dict[_Edge, list[Message]] = {}
         # The contents of the last round's statement: one, and an equivocator's second.
         self._stories: list[bytes] = []
+        self._head: audit.Head | None = None
         # What the last fit began with.
         self._before: Vector | None = None
         self._spectrum: tuple[Plan, float, Floats] | None = None
@@ -149,30 +154,30 @@ class ByzantinePeer:
     # --- what it says ------------------------------------------------------------------------------------
 
     def _rewritten(self, effects: list[Effect]) -> list[Effect]:
-        headers: dict[PeerId, Header] = {}
         said: list[Effect] = []
+        bodies: list[Send] = []
         statements: list[tuple[Send, Statement]] = []
         for effect in effects:
-            if not isinstance(effect, Send):
-                said.append(effect)
-            elif isinstance(effect.message.body, np.ndarray):
-                messages = self._body(effect.peer, effect.message)
-                said += [Send(peer=effect.peer, message=message) for message in messages]
-                if messages:
-                    headers[effect.peer] = messages[0].header
-            elif (
-                isinstance(effect.message.body, Statement)
-                and effect.message.body.content not in self._stories
+            body = effect.message.body if isinstance(effect, Send) else None
+            new = body if isinstance(body, Statement) and body.content not in self._stories else None
+            if statements and (
+                isinstance(body, np.ndarray) or (new and new.content != statements[0][1].content)
             ):
-                statements.append((effect, effect.message.body))
+                # Another round begins: a peer that was behind takes several steps at once.
+                said += self._restated(statements, bodies)
+                bodies, statements = [], []
+            if isinstance(effect, Send) and isinstance(body, np.ndarray):
+                messages = [
+                    Send(peer=effect.peer, message=m) for m in self._body(effect.peer, effect.message)
+                ]
+                said += messages
+                bodies += messages
+            elif isinstance(effect, Send) and new is not None:
+                statements.append((effect, new))
             else:
                 said.append(effect)
         if statements:
-            stated = self._restated(statements, headers)
-            said += stated
-            # What the peer says again is what was said.
-            bodies = [s for s in said if isinstance(s, Send) and s.message.header.kind is Kind.STATE]
-            self.state.last_words = [*stated, *bodies]
+            said += self._restated(statements, bodies)
         # Only now: a peer asks for its next fit in the same breath in which it sends what the last one gave.
         for effect in effects:
             if isinstance(effect, Train):
@@ -202,7 +207,7 @@ class ByzantinePeer:
         k = self.state.mass.k
         if self._is_byzantine(peer) or peer not in self.state.members():
             return message
-        if self._attack.kind == "eclipse" and self._position(peer) != VICTIM:
+        if self._attack.kind == "eclipse" and peer != self._victim:
             return message
         if self._attack.kind in PROTOCOL_KINDS:
             return protocol_lies.forged(self._attack, message, k=k, position=self._position(peer))
@@ -213,22 +218,30 @@ class ByzantinePeer:
             return None if vector is None else message
         return protocol_lies.with_body(message, pack(_numerator(vector, part)))
 
-    def _restated(self, statements: list[tuple[Send, Statement]], said: dict[PeerId, Header]) -> list[Send]:
+    def _restated(self, statements: list[tuple[Send, Statement]], bodies: list[Send]) -> list[Send]:
         """The round's statement, committing to what went out; the next one will name it as its `prev`."""
+        said: dict[PeerId, Header] = {}
+        for send in bodies:
+            said.setdefault(send.peer, send.message.header)
         salts = {send.peer: word.salt for send, word in statements if send.peer in said and word.salt}
         commitments = [
             audit.commit(salt, peer, said[peer].edge_seq, said[peer].digest, said[peer].weights)
             for peer, salt in salts.items()
         ]
         stated, _ = audit.read(statements[0][1].content)
+        if self._head is not None and self._head.number + 1 == stated.number:
+            # The peer inside has not seen what became of its last one, where it takes two steps at once.
+            stated = replace(stated, prev=self._head.hash)
         stated = replace(stated, commitments=tuple(sorted(commitments)))
         self._stories = protocol_lies.stories(self._attack, stated, self._stories)
-        self.state.head = audit.head_of(self._stories[0])
+        self.state.head = self._head = audit.head_of(self._stories[0])
         result = []
         for send, _ in statements:
             story = self._stories[protocol_lies.version(self._position(send.peer)) % len(self._stories)]
             body = Statement(content=story, salt=salts.get(send.peer, b""))
             result.append(Send(peer=send.peer, message=replace(send.message, body=body)))
+        # What the peer says again is what was said.
+        self.state.last_words = [*result, *(s for s in bodies if s.message.header.kind is Kind.STATE)]
         return result
 
     def _position(self, peer: PeerId) -> int:

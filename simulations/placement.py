@@ -17,16 +17,27 @@ from p2pfl.gossip import topology
 from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.gossip.options import TopologyOptions
 from p2pfl.gossip.topology import Plan
+from p2pfl.ids import PeerId, RunId
 from p2pfl.run import RunSpec, run_id
 from p2pfl.trust import admission, membership
-from p2pfl.trust.certificates import countersign, issue_certificate
+from p2pfl.trust.certificates import LASTS_S, Certificate, countersign, issue_certificate
 from p2pfl.trust.identity import Identity
 from p2pfl.trust.membership import Membership
 
 from .attacks import AttackOptions
 from .network import Partition
 
-__all__ = ["VICTIM", "admitted", "cut_off", "fiedler", "honest_count", "placed", "slowest"]
+__all__ = [
+    "VICTIM",
+    "admitted",
+    "cut_off",
+    "fiedler",
+    "honest_count",
+    "placed",
+    "quorum_of",
+    "slowest",
+    "talked_in",
+]
 
 # The position of the peer that an eclipse is for.
 VICTIM = 0
@@ -71,29 +82,49 @@ def placed(spec: RunSpec, attack: AttackOptions, peers: int) -> RunSpec:
     return msgspec.structs.replace(spec, gossip=gossip)
 
 
+def quorum_of(founders: int) -> int:
+    """How many of the founders admit somebody where nothing else is agreed: the least above a half."""
+    return founders // 2 + 1
+
+
+def talked_in(
+    run: RunId,
+    founders: Sequence[Identity],
+    guests: Sequence[PeerId],
+    *,
+    now: float,
+    lasts_s: float = LASTS_S,
+) -> list[Certificate]:
+    """A certificate for each Sybil: the same quorum of `founders` has signed for every one of them, the same
+    founder first, as where one person talks them into it again and again.
+
+    now: seconds since 1970, or of virtual time.   Raises ConfigError when a certificate cannot hold a quorum.
+    """
+    quorum = quorum_of(len(founders))
+    made = []
+    for number, guest in enumerate(guests):
+        nonce = number.to_bytes(16, "big")
+        certificate = issue_certificate(
+            founders[0], run=run, subject=guest, now=now, nonce=nonce, lasts_s=lasts_s
+        )
+        for founder in founders[1:quorum]:
+            certificate = countersign(certificate, founder)
+        made.append(certificate)
+    return made
+
+
 def admitted(spec: RunSpec, attack: AttackOptions, keys: Sequence[Identity]) -> Membership | None:
     """The membership that a world begins with: None makes everybody a founder.
 
-    Sybils are guests: the honest are the founders, and the same quorum of them has signed for every Sybil, as
-    where one person talks them into it again and again.   keys: of all peers, in order.
+    Sybils are guests (`talked_in`), and the honest are the founders.   keys: of all peers, in order.
     Raises ConfigError when a quorum of the honest cannot sign one certificate.
     """
     if attack.kind != "sybil" or not attack.byzantine:
         return None
-    honest = honest_count(attack, len(keys))
-    quorum = honest // 2 + 1
-    state = membership.genesis(run_id(spec), [key.peer_id for key in keys[:honest]], quorum)
-    for number, guest in enumerate(keys[honest:]):
-        certificate = issue_certificate(
-            keys[0],
-            run=run_id(spec),
-            subject=guest.peer_id,
-            now=0.0,
-            nonce=number.to_bytes(16, "big"),
-            lasts_s=_CERTIFICATE_S,
-        )
-        for founder in keys[1:quorum]:
-            certificate = countersign(certificate, founder)
+    run, honest = run_id(spec), honest_count(attack, len(keys))
+    state = membership.genesis(run, [key.peer_id for key in keys[:honest]], quorum_of(honest))
+    guests = [key.peer_id for key in keys[honest:]]
+    for certificate in talked_in(run, keys[:honest], guests, now=0.0, lasts_s=_CERTIFICATE_S):
         state, _ = admission.admit(state, certificate, 0.0)
     return state
 

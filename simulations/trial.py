@@ -25,7 +25,7 @@ from .churn import ChurnOptions
 from .classes import Lines
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
-from .placement import admitted, cut_off, honest_count
+from .placement import VICTIM, admitted, cut_off, honest_count
 from .poisoning import byzantine_site
 from .population import Population
 from .recorder import Recorder
@@ -71,7 +71,11 @@ def make_world(
 
     # An attacker sees every model as it is, and acts after the honest of the same moment.
     around = partial(
-        ByzantinePeer, attack=options.attack, is_byzantine=lambda name: positions[name] >= honest, sees=sees
+        ByzantinePeer,
+        attack=options.attack,
+        is_byzantine=lambda name: positions[name] >= honest,
+        sees=sees,
+        victim=keys[VICTIM].peer_id,
     )
     sites[honest:] = [replace(site, around=around) for site in sites[honest:]]
     slowest_s = max(site.fit_s for site in sites)

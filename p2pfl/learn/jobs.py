@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import LearnerError, P2PFLError
 from p2pfl.events import Evaluate, Evaluated, Metrics, Train, Trained, Validate, Validated, Vector
+from p2pfl.learn.distill import log_softmax
 from p2pfl.learn.factory import data_set_of, release_of, samples_of, schema_hash_of, statistics_of, tensors_of
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, Site
@@ -187,6 +188,32 @@ class Workshop:
             self.fault = reason(error)
             return math.nan
         return loss
+
+    def believe(
+        self,
+        parameters: Vector,
+        x: NDArray[np.float32],
+        statistics: NDArray[np.float64] | None = None,
+        learner_state: bytes = b"",
+    ) -> tuple[NDArray[np.float64], str]:
+        """Probabilities (n, K) of raw rows, and whose they are: `hub` where the hub's model is held (FedGKT's
+        composite), else `own`.   learner_state: what was saved.   Raises LearnerError.
+        """
+        learner: Any = self._learner
+        try:
+            self._prepare(statistics, learner_state)
+            start = _checked_vector(parameters, self._first.size)
+            if getattr(learner, "holds_hub_model", False):
+                logits, whose = learner.hub_answer(learner.features(start, x)), "hub"
+            elif hasattr(learner, "answer"):
+                logits, whose = learner.answer(start, x), "own"
+            else:
+                raise LearnerError(
+                    f"{type(learner).__name__} cannot predict; give it answer(parameters, x), logits of rows"
+                )
+        except (Exception, SystemExit) as error:
+            raise LearnerError(reason(error)) from error
+        return np.exp(log_softmax(np.asarray(logits))), whose
 
     def _prepare(self, statistics: NDArray[np.float64] | None, state: bytes) -> None:
         learner: Any = self._learner

@@ -31,6 +31,7 @@ __all__ = [
     "Fault",
     "Incoming",
     "Transport",
+    "TransportOf",
 ]
 
 # A control message; transport.send refuses more, and a reader drops the connection at the declared size.
@@ -158,3 +159,7 @@ class Transport(Protocol):
     async def hang_up(self, peer: PeerId) -> None:
         """Close the connection to `peer`, if there is one; `Closed` follows."""
         ...
+
+
+# Makes a node's transport, which asks the gate whom to let in.
+TransportOf: TypeAlias = Callable[[Gate], Transport]

@@ -18,7 +18,7 @@ from p2pfl.events import Fact
 from p2pfl.ids import PeerId, parse_peer_id
 from p2pfl.net.discovery import parse_bootstrap
 from p2pfl.net.limits import Limits
-from p2pfl.net.transport import Gate, Transport
+from p2pfl.net.transport import Gate, Transport, TransportOf
 from p2pfl.node import control
 from p2pfl.node.desk import Desk
 from p2pfl.node.inline_learner import InlineLearner
@@ -85,11 +85,13 @@ async def serve(
     until_round: int | None = None,
     around: Callable[[Peer], Participant] = lambda peer: peer,
     learning: Learning | None = None,
+    behind: Callable[[TransportOf], TransportOf] = lambda own: own,
 ) -> Outcome:
     """Run the node that lives in `home` until its run ends, it is told to stop, or it is cancelled.
 
     around: puts something between the peer and its node, as a simulated attacker does.
     learning: stands for the site's own learner, as a population of virtual peers does.
+    behind: puts something between the node and its network, as a gateway that attackers own.
     What was committed survives all three.  Raises P2PFLError on what only a person can mend.
     """
     from p2pfl.net.libp2p import Libp2pTransport
@@ -139,7 +141,7 @@ async def serve(
                 role=settings.node.role,
                 **exchange_of(spec),
             ),
-            transport=transport,
+            transport=behind(transport),
             bootstrap=_bootstrap(settings, addresses),
             ticket=ticket,
             clock=clock,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from poisoners import moved_prototypes
 
@@ -36,6 +36,9 @@ def test_of_two_points_the_middle_of_one_itself_and_of_many_alike_those() -> Non
     np.testing.assert_allclose(geometric_median(np.vstack([points[[0] * 3], points])), points[0])
 
 
+# Here the median is a point that barely holds it, and there one that barely does not.
+@example(p=4, h=2, seed=22584711)
+@example(p=4, h=2, seed=387)
 @given(st.integers(2, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_no_point_nearby_has_a_smaller_sum_of_distances(p: int, h: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -179,7 +179,7 @@ def test_when_a_hub_dies_between_the_phases_its_edges_upload_to_the_standby_at_o
         assert teacher is not None
         assert teacher.alpha == pytest.approx(0.7 if edge in moved else 1.0)
     network.round(3)
-    assert all(models[edge].fit.teacher.alpha == 1.0 for edge in EDGES)  # type: ignore[union-attr]
+    assert all(models[edge].fit.teacher.alpha == 1.0 for edge in EDGES)
 
 
 def test_without_any_hub_edges_go_on_alone_and_old_labels_fade_and_end() -> None:

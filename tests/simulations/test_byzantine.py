@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ears import Ear
 from worlds import facts
 
 from p2pfl import ledger, witness
-from p2pfl.events import Effect, Event, Message, Offered, Received, Statement, Vector
+from p2pfl.events import Message, Statement
 from p2pfl.ids import PeerId
 from p2pfl.mass import unpack
 from p2pfl.participant import Participant
@@ -21,49 +22,10 @@ from p2pfl.simulations.attacks import DATA_KINDS, KINDS
 from p2pfl.simulations.trial import make_world, run_trial
 from p2pfl.simulations.workload import cut
 from p2pfl.simulations.world import World
-from p2pfl.state import State
 from p2pfl.trust import audit
-from p2pfl.view import PeerView
 
 STATE = {"averaging": {"kind": "d-psgd"}, "topology": {"kind": "complete"}}
 SHARE = {"averaging": {"kind": "push-sum"}, "topology": {"kind": "complete"}}
-
-
-class Ear:
-    """An honest peer that keeps what it hears."""
-
-    def __init__(self, inner: Peer, heard: list[Message]) -> None:
-        self._inner, self._heard = inner, heard
-
-    @property
-    def state(self) -> State:
-        return self._inner.state
-
-    @property
-    def deadline(self) -> float | None:
-        return self._inner.deadline
-
-    def handle(self, event: Event, now: float) -> list[Effect]:
-        if isinstance(event, Received):
-            self._heard.append(event.message)
-        if isinstance(event, Offered):
-            self._heard.append(Message(header=event.header, body=np.zeros(0, np.uint8)))
-        return self._inner.handle(event, now)
-
-    def expire(self, now: float) -> list[Effect]:
-        return self._inner.expire(now)
-
-    def view(self) -> PeerView:
-        return self._inner.view()
-
-    def wanted(self) -> tuple[PeerId, ...]:
-        return self._inner.wanted()
-
-    def knows(self, peer: PeerId) -> bool:
-        return self._inner.knows(peer)
-
-    def model(self) -> Vector:
-        return self._inner.model()
 
 
 def world_of(
