@@ -218,23 +218,26 @@ class SplitLearner:
     def learn(
         self,
         hidden: NDArray[np.float32],
-        labels: NDArray[np.int64] | None,
+        labels: NDArray[np.int64],
         targets: NDArray[np.floating],
         rng: np.random.Generator,
         *,
         temperature: float = 3.0,
         alpha: float = 1.0,
-        epochs: int | None = None,
     ) -> Metrics:
         """Train the hub's model on hidden values (n, d), all mixed; when that fails it is as before."""
-        hub = self._hub_to_be()
-        lesson: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "batch": self._batch_size}
-        epochs = self._epochs if epochs is None else epochs
-        if labels is None:
-            update = hub.distill(self._theta, hidden, targets, rng, epochs=epochs, **lesson)
-        else:
-            steps = -(-epochs * len(hidden) // max(1, min(self._batch_size, len(hidden))))
-            update = hub.fit_taught(self._theta, hidden, labels, targets, rng, steps=steps, **lesson)
+        batch = min(self._batch_size, len(hidden))
+        update = self._hub_to_be().fit_taught(
+            self._theta,
+            hidden,
+            labels,
+            targets,
+            rng,
+            steps=-(-self._epochs * len(hidden) // batch),
+            batch=batch,
+            temperature=temperature,
+            alpha=alpha,
+        )
         self._theta, self._is_held = update.parameters, True
         return update.metrics
 
