@@ -125,6 +125,28 @@ class SplitLearner:
         """Hidden values, (n, d), of raw rows."""
         return self._edge.features(parameters, x)
 
+    def distill(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        **how: Any,
+    ) -> Update:
+        """Train the edge on a teacher's beliefs of rows (n, ...); see learner.py."""
+        return self._edge.distill(parameters, x, targets, rng, **how)
+
+    def fit_near(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        prototypes: NDArray[np.floating],
+        known: NDArray[np.bool_],
+        weight: float,
+    ) -> Update:
+        """`fit` of the edge, its features drawn to the prototypes (K, d)."""
+        return self._edge.fit_near(parameters, rng, prototypes, known, weight)
+
     def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The training rows raw, and their classes."""
         return self._edge.own_rows()
