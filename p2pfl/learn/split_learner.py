@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn.flat import Schema
-from p2pfl.learn.learner import Update
+from p2pfl.learn.learner import DISTILL_ROWS, Update
 from p2pfl.learn.torch_learner import TorchLearner
 from p2pfl.work import Expected
 
@@ -131,10 +131,25 @@ class SplitLearner:
         x: NDArray[Any],
         targets: NDArray[np.floating],
         rng: np.random.Generator,
-        **how: Any,
+        *,
+        epochs: int = 1,
+        batch: int = DISTILL_ROWS,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
     ) -> Update:
         """Train the edge on a teacher's beliefs of rows (n, ...); see learner.py."""
-        return self._edge.distill(parameters, x, targets, rng, **how)
+        return self._edge.distill(
+            parameters,
+            x,
+            targets,
+            rng,
+            epochs=epochs,
+            batch=batch,
+            temperature=temperature,
+            alpha=alpha,
+            labels=labels,
+        )
 
     def fit_near(
         self,

@@ -458,12 +458,13 @@ def test_what_user_code_gives_is_checked_before_it_leaves() -> None:
 
 
 def test_an_exit_in_user_code_is_a_fault_and_the_next_job_goes_on() -> None:
-    bench, learner = _recorded()
+    bench, found = _recorded()
+    learner: Any = found
 
     def leave(*_: Any) -> Any:
         raise SystemExit(3)
 
-    learner.features = leave  # type: ignore[method-assign]
+    learner.features = leave
     assert "exit(3)" in bench.work(work(Extract(most=5), np.zeros(2, np.float32))).fault
     del learner.features
     assert bench.work(work(Extract(most=5), np.zeros(2, np.float32))).fault == ""
