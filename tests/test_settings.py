@@ -20,6 +20,7 @@ VARIABLES = {
     "P2PFL_ANNOUNCE": ("/ip4/192.0.2.1/tcp/1", "node.announce", ["/ip4/192.0.2.1/tcp/1"]),
     "P2PFL_BOOTSTRAP": ("", "node.bootstrap", []),
     "P2PFL_DATA": ("npz:rows.npz", "node.data", "npz:rows.npz"),
+    "P2PFL_ROLE": ("edge", "node.role", "edge"),
     "P2PFL_ISOLATION": ("thread", "node.isolation", "thread"),
     "P2PFL_METRICS_PORT": ("9100", "control.metrics_port", 9100),
     "P2PFL_MEMORY_MB": ("64", "limits.memory_mb", 64),

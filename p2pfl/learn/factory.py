@@ -255,8 +255,8 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
 
         shared = tuple(pattern.replace(_PROXY, "", 1) for pattern in options.share)
         return ProxyLearner(
-            _model(dataset, options.model, site, **how),
-            _model(dataset, options.proxy, site, share=shared, **how),
+            _model(dataset, options.model, site, how),
+            _model(dataset, options.proxy, site, how | {"share": shared}),
             batch_size=options.batch_size,
         )
     if options.model.kind == "gkt":
@@ -269,10 +269,10 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
             "hub_optimizer": options.hub_optimizer,
         }
         return gkt_learner(dataset, share=options.share, **how, **hub)
-    return _model(dataset, options.model, site, share=options.share, **how)
+    return _model(dataset, options.model, site, how | {"share": options.share})
 
 
-def _model(dataset: Dataset, model: ModelOptions, site: Site, **how: Any) -> Learner:
+def _model(dataset: Dataset, model: ModelOptions, site: Site, how: dict[str, Any]) -> Learner:
     if model.kind == "cnn" or site.dp_sgd is not None:
         from p2pfl.learn.torch_models import module_learner
 

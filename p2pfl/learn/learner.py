@@ -256,15 +256,14 @@ class Splits(Protocol):
     def learn(
         self,
         hidden: NDArray[np.float32],
-        labels: NDArray[np.int64] | None,
+        labels: NDArray[np.int64],
         targets: NDArray[np.floating],
         rng: np.random.Generator,
         *,
         temperature: float = 3.0,
         alpha: float = 1.0,
-        epochs: int | None = None,
     ) -> Metrics:
-        """Train the hub's model on hidden values (n, d); epochs: None is its own number."""
+        """Train the hub's model on CE + alpha T^2 KL of hidden values (n, d), as often as it sees fit."""
         ...
 
     def hub_answer(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:

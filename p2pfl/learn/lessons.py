@@ -211,21 +211,15 @@ class Lessons:
     # --- on the probe set ------------------------------------------------------------------------------
 
     def _answer(self, parameters: Vector) -> Done:
-        """Of a hub the answers are its model's, of features of the probe set."""
         x = self._probe_rows()
-        logits = self._logits(self._believe(parameters, x), len(x))
+        logits = self._logits(self._learner.answer(parameters, x), len(x))
         confidence = np.zeros(0)
         if hasattr(self._learner, "own_rows") and self._held_out.any():
             own, _ = self._own
             kept = own[self._held_out]
-            believed = log_softmax(self._logits(self._believe(parameters, kept), len(kept)))
+            believed = log_softmax(self._logits(self._learner.answer(parameters, kept), len(kept)))
             confidence = np.exp(believed.max(axis=1))
         return Done(result=Answered(logits=logits, confidence=confidence))
-
-    def _believe(self, parameters: Vector, x: NDArray[Any]) -> Any:
-        if self._site.exchange == "hub":
-            return self._learner.hub_answer(self._learner.features(parameters, x))
-        return self._learner.answer(parameters, x)
 
     def _distill(self, job: Distill, parameters: Vector, rng: np.random.Generator) -> Done:
         x = self._probe_rows()
@@ -235,16 +229,17 @@ class Lessons:
         targets = self._array(job.p, (len(x), self._classes), "the teacher's beliefs")[used]
         if not len(targets):
             return Done(result=Distilled())
-        how: dict[str, Any] = {
-            "epochs": job.epochs,
-            "temperature": job.temperature,
-            "alpha": job.alpha,
-        }
-        if self._site.exchange == "hub":
-            hidden = self._learner.features(parameters, x[used])
-            return Done(result=Distilled(), metrics=self._learner.learn(hidden, None, targets, rng, **how))
-        how["batch"] = DISTILL_ROWS
-        return _updated(Distilled(), self._learner.distill(parameters, x[used], targets, rng, **how))
+        update = self._learner.distill(
+            parameters,
+            x[used],
+            targets,
+            rng,
+            epochs=job.epochs,
+            batch=DISTILL_ROWS,
+            temperature=job.temperature,
+            alpha=job.alpha,
+        )
+        return _updated(Distilled(), update)
 
     def _probe_rows(self) -> NDArray[np.float32]:
         if self._probe is None:

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Metrics, Vector
 from p2pfl.learn.flat import Schema
-from p2pfl.learn.learner import Update
+from p2pfl.learn.learner import DISTILL_ROWS, Update
 from p2pfl.learn.torch_learner import TorchLearner
 from p2pfl.work import Expected
 
@@ -125,6 +125,43 @@ class SplitLearner:
         """Hidden values, (n, d), of raw rows."""
         return self._edge.features(parameters, x)
 
+    def distill(
+        self,
+        parameters: Vector,
+        x: NDArray[Any],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        batch: int = DISTILL_ROWS,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+        labels: NDArray[np.int64] | None = None,
+    ) -> Update:
+        """Train the edge on a teacher's beliefs of rows (n, ...); see learner.py."""
+        return self._edge.distill(
+            parameters,
+            x,
+            targets,
+            rng,
+            epochs=epochs,
+            batch=batch,
+            temperature=temperature,
+            alpha=alpha,
+            labels=labels,
+        )
+
+    def fit_near(
+        self,
+        parameters: Vector,
+        rng: np.random.Generator,
+        prototypes: NDArray[np.floating],
+        known: NDArray[np.bool_],
+        weight: float,
+    ) -> Update:
+        """`fit` of the edge, its features drawn to the prototypes (K, d)."""
+        return self._edge.fit_near(parameters, rng, prototypes, known, weight)
+
     def own_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The training rows raw, and their classes."""
         return self._edge.own_rows()
@@ -218,23 +255,26 @@ class SplitLearner:
     def learn(
         self,
         hidden: NDArray[np.float32],
-        labels: NDArray[np.int64] | None,
+        labels: NDArray[np.int64],
         targets: NDArray[np.floating],
         rng: np.random.Generator,
         *,
         temperature: float = 3.0,
         alpha: float = 1.0,
-        epochs: int | None = None,
     ) -> Metrics:
         """Train the hub's model on hidden values (n, d), all mixed; when that fails it is as before."""
-        hub = self._hub_to_be()
-        lesson: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "batch": self._batch_size}
-        epochs = self._epochs if epochs is None else epochs
-        if labels is None:
-            update = hub.distill(self._theta, hidden, targets, rng, epochs=epochs, **lesson)
-        else:
-            steps = -(-epochs * len(hidden) // max(1, min(self._batch_size, len(hidden))))
-            update = hub.fit_taught(self._theta, hidden, labels, targets, rng, steps=steps, **lesson)
+        batch = min(self._batch_size, len(hidden))
+        update = self._hub_to_be().fit_taught(
+            self._theta,
+            hidden,
+            labels,
+            targets,
+            rng,
+            steps=-(-self._epochs * len(hidden) // batch),
+            batch=batch,
+            temperature=temperature,
+            alpha=alpha,
+        )
         self._theta, self._is_held = update.parameters, True
         return update.metrics
 
