@@ -15,12 +15,12 @@ from p2pfl.errors import ConfigError, StoreError
 
 from .exits import Exit
 from .grids import comparison_text, grid_text, outcomes_text
+from .progress import TrialProgress
 from .reports import write_comparison, write_study
 from .terminal import Terminal, pass_terminal
 from .verdicts import verdict_text
 
 if TYPE_CHECKING:
-    from p2pfl.events import Fact
     from p2pfl.simulations.scenario import Scenario
     from p2pfl.simulations.sweep import Trial
 
@@ -144,40 +144,21 @@ def simulate(
     several = parse_seeds(listed) if listed else (chosen.spec.run.seed,)
     expect.check_seeds(chosen.expectations, len(several))
     todo = sweep.trials(chosen, several)
-    verdicts = sweep.run(
-        todo,
-        jobs=jobs,
-        folder=folder,
-        fresh=fresh,
-        listen=lambda trial: None if chosen.axes else _progress(terminal, trial),
-        done=_teller(terminal, is_grid=bool(chosen.axes), total=len(todo)),
-    )
+    with TrialProgress(terminal, todo, is_grid=bool(chosen.axes)) as progress:
+        verdicts = sweep.run(
+            todo,
+            jobs=jobs,
+            folder=folder,
+            fresh=fresh,
+            listen=progress.listen,
+            done=_teller(terminal, progress, is_grid=bool(chosen.axes), total=len(todo)),
+        )
     if not _conclude(terminal, chosen, verdicts, folder):
         sys.exit(int(Exit.EXPECTATION))
 
 
-def _progress(terminal: Terminal, trial: Trial) -> Callable[[float, int, Fact], None]:
-    """A line on stderr when the last peer has committed a round; warnings as they come with -v."""
-    committed: dict[int, int] = {}
-    seed, total, peers = trial.seed, trial.scenario.spec.run.rounds, trial.scenario.simulation.peers
-
-    def listen(now: float, index: int, fact: Fact) -> None:
-        if fact.event == "round committed" and fact.fields["stage"] == "training":
-            number = int(fact.fields["training_round"])
-            committed[number] = committed.get(number, 0) + 1
-            if committed[number] == peers:
-                loss = fact.fields.get("loss")
-                loss = fact.fields["metrics"].get("train_loss") if loss is None else loss
-                last = "" if loss is None else f"  loss {loss:.4f}"
-                terminal.note(f"seed {seed}  round {number + 1}/{total}  virtual {now:.1f} s{last}")
-        elif terminal.verbosity and fact.level != "info" and fact.level != "debug":
-            terminal.note(f"seed {seed}  {now:9.2f} s  peer {index}  {fact.event}")
-
-    return listen
-
-
 def _teller(
-    terminal: Terminal, *, is_grid: bool, total: int
+    terminal: Terminal, progress: TrialProgress, *, is_grid: bool, total: int
 ) -> Callable[[Trial, dict[str, Any], bool], None]:
     """What is said of each trial as it is done: one line of JSON; or a table, in a grid a line on stderr."""
     count = 0
@@ -185,6 +166,7 @@ def _teller(
     def tell(trial: Trial, verdict: dict[str, Any], was_found: bool) -> None:
         nonlocal count
         count += 1
+        progress.done(trial, was_found=was_found)
         metric = verdict["metric"]
         took = "found" if was_found else f"{verdict['wall_s']:.1f} s"
         numbers = f"{metric['name']} {metric['mean']:.4f}  min {metric['min']:.4f}  {took}"

@@ -261,14 +261,14 @@ class Peer:
         """Begin when enough members are here, or join when the others have gone ahead.
 
         In a network too large for everybody to meet, enough are those this peer is to be connected to.  The
-        first that counts enough begins and tells those it counted, who then begin, too.
+        first that counts enough begins and tells those it counted, who then begin, too.  Who has left was
+        here and might have gone a moment after the start: nobody waits for another in its place.
         """
         state = self.state
-        up = [state.neighbours[p] for p in state.neighbours.up()]
+        up = [state.neighbours[p] for p in state.neighbours.up() if p not in state.left]
         wanted = plans.wanted(state)
-        have, want = 1 + len(up), state.spec.run.members_at_start
-        if len(state.members()) >= want:
-            want = min(want, 1 + len(wanted))
+        have, want = 1 + len(up), max(1, state.spec.run.members_at_start - len(state.left))
+        want = min(want, 1 + len(wanted)) if len(state.members()) >= want else want
         state.reason = f"{have} of the {want} members that start the run are here"
         claims = [one for one in up if one.begun]
         if 2 * len(claims) <= len(up):

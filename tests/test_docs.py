@@ -36,7 +36,8 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 }
 # What a person who only wants to use it reads.
-GUIDES = "\n".join(PAGES[name] for name in ("README.md", "deploy.md", "configuration.md", "knowledge.md"))
+_GUIDES = ("README.md", "deploy.md", "configuration.md", "simulate.md", "knowledge.md")
+GUIDES = "\n".join(PAGES[name] for name in _GUIDES)
 CONFIGURATION = PAGES["configuration.md"]
 
 # The tables of docs/configuration.md, by the line above them.

@@ -83,7 +83,7 @@ def _strike(world: World, blow: Blow, backups: dict[int, object]) -> None:
             level = "deny" if blow.what == "deny" else "normal"
             side = "share" if blow.number % 2 else "accept"
             world.command(index, "set", peer=world.names[(index + 1 + blow.number) % n], **{side: level})
-        case "leave" if machine.is_up and blow.number == 0 and _has_begun(world):
+        case "leave" if machine.is_up and blow.number == 0:
             world.command(index, "leave")
         case "ban" if machine.is_up and blow.number == 1 and _has_begun(world):
             world.command(index, "ban", peer=world.names[(index + 1) % n])
@@ -92,7 +92,7 @@ def _strike(world: World, blow: Blow, backups: dict[int, object]) -> None:
 
 
 def _has_begun(world: World) -> bool:
-    """Whether everybody takes part: a run of which someone leaves before waits for ever, as it should."""
+    """Whether everybody takes part: who is banned before waits for ever, as it should."""
     return all(machine.peer is not None and machine.peer.state.begun for machine in world.machines)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -193,3 +195,31 @@ def test_the_demo_reaches_what_the_readme_promises_and_its_nodes_agree(tmp_path:
     distance = np.sqrt(((np.array(models) - np.mean(models, axis=0)) ** 2).sum(axis=1).mean())
     assert distance == pytest.approx(verdict["consensus_distance"], rel=1e-3)
     assert distance < 0.01 * np.linalg.norm(models[0])
+
+
+@pytest.mark.slow
+def test_who_watches_sees_a_bar_with_the_time_left_and_a_pipe_a_line_a_round() -> None:
+    settings = ("--set", "simulation.expect=[]", "--set", "simulation.baselines=false")
+    scenario = ("simulate", "digits", "--rounds", "4", "--seeds", "0-1", *settings)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "p2pfl", *scenario]
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, text=True) as run:
+        os.close(theirs)
+        seen = b""
+        # A terminal nobody holds any more is an error to read from.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                seen += part
+        os.close(ours)
+        assert run.stdout is not None
+        table = run.stdout.read()
+        assert run.wait(120) == 0
+    assert b"14/14" in seen
+    assert b"left" in seen
+    assert b"round 1/4" not in seen
+    assert "\x1b" not in table
+    assert table.count("consensus distance") == 2
+    plain = _p2pfl(*scenario)
+    assert plain.stderr.count("round 4/4") == 2
+    assert "14/14" not in plain.stderr
+    assert plain.stdout.count("consensus distance") == 2

@@ -18,7 +18,7 @@ function main() {
   document.getElementById("title").textContent = head.title;
   document.getElementById("lede").replaceChildren(...ledeParts(card));
   document.getElementById("colophon").textContent = `Results ${head.results.slice(0, 16)}, schema ${head.v}. Nothing in this page comes from anywhere else.`;
-  const parts = [tiles(), expectations(), differences(), matrices(), curves(), graphAndPeers(), warnings(), cells(), runCard(card)];
+  const parts = [tiles(), expectations(), differences(), matrices(), Object.keys(head.axes).length < 2 ? cells() : null, curves(), graphAndPeers(), warnings(), Object.keys(head.axes).length < 2 ? null : cells(), runCard()];
   document.getElementById("main").replaceChildren(...parts.filter(Boolean));
   redraws.forEach((redraw) => redraw());
 }
@@ -158,8 +158,9 @@ function cells() {
   const { groups, is_lower_better: isLess, kind } = study.head;
   if (groups.length < 2 || kind !== "study") return null;
   const rows = groups.map((one) => [one.label, fixed(one.metric.mean, 4), fixed(one.metric.worst_seed, 4), fixed(isLess ? one.metric.max : one.metric.min, 4), short(one.online_loss ?? null), short(one.consensus_distance, 3), bytes(one.bytes_per_peer_round)]);
-  return section("Every cell", null, el("details", {}, el("summary", {}, `${plural(groups.length, "cell")}, as a table`),
-    tableOf(["Cell", groups[0].metric.name, "Worst seed", "Worst peer", "Online loss", "Consensus distance", "Sent a peer and round"], rows, [1, 2, 3, 4, 5, 6])));
+  const table = tableOf(["Cell", groups[0].metric.name, "Worst seed", "Worst peer", "Online loss", "Consensus distance", "Sent a peer and round"], rows, [1, 2, 3, 4, 5, 6]);
+  if (Object.keys(study.head.axes).length < 2) return section("Cells", null, table);
+  return section("Every cell", null, el("details", {}, el("summary", {}, `${plural(groups.length, "cell")}, as a table`), table));
 }
 
 // --- curves ----------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ function chart({ name, pick, y, note, levels, isWide, hasPeers, hasSlope, isMark
     said.textContent = note();
     const end = points.at(-1);
     const summary = end ? `${study.head.groups[view.focus].label}: ${y.show(points[0].y)} in round ${points[0].round + 1}, ${y.show(end.y)} in round ${end.round + 1}.` : "Nothing was recorded.";
-    const spec = { title: `${name} against ${AXES[view.axis].label.toLowerCase()}`, summary, x: AXES[view.axis], y, lines, levels: levels?.() ?? [], marks: stagesOf(study, view.focus, points), empty };
+    const spec = { title: `${name} against ${AXES[view.axis].label.toLowerCase()}`, summary, x: AXES[view.axis], y, lines, levels: levels?.() ?? [], marks: stagesOf(study, view.focus, view.axis), empty };
     if (update) update(spec);
     else update = lineChart(host, spec);
     details.ontoggle = () => numbers(points);
@@ -275,7 +276,9 @@ function slopeNote() {
   const gap = card?.spectral_gap ?? null;
   if (gap === null) return "How far the models are from their mean. No slope is predicted: a robust rule or a control mixes, or the graph is too large or grows.";
   if (gap >= 1) return "How far the models are from their mean. On this graph one round without training brings them together.";
-  const slope = `a spectral gap of ${short(gap, 3)}: each round leaves ${short(1 - gap, 3)} of the distance`;
+  const points = pointsOf(study, view.focus, "round", (event) => event.consensus_distance);
+  const found = measuredSlope(study, view.focus, points);
+  const slope = `a spectral gap of ${short(gap, 3)}: each round leaves ${short(1 - gap, 3)} of the distance${found === null ? "" : `; measured ${short(found, 3)}`}`;
   return `How far the models are from their mean${card.closing ? "; the broad grey line, once training has ended, is" : ", and"} what the graph predicts by ${slope}.`;
 }
 
@@ -284,24 +287,32 @@ function slopeNote() {
 function warnings() {
   if (!study.warnings.size) return null;
   const rows = [...study.warnings].sort((a, b) => b[1] - a[1]).map(([name, times]) => [name, count(times)]);
-  return section("Warnings", "What peers noted on the way, over all trials; docs/configuration.md says what each means.", tableOf(["Fact", "Times"], rows, [1]));
+  return section("Warnings", "What peers noted on the way, over all trials; docs/configuration.md says what each means.", el("div", { class: "narrow" }, tableOf(["Fact", "Times"], rows, [1])));
 }
 
-function runCard(card) {
+function runCard() {
   const { head } = study;
-  const runs = [...new Set(study.groups.flatMap((one) => [...one.trials.values()]).map((trial) => trial.card?.run_id).filter(Boolean))];
-  const peak = Math.max(0, ...study.groups.flatMap((one) => [...one.trials.values()]).map((trial) => trial.end?.peak_rss_mb ?? 0));
+  const trials = study.groups.flatMap((one) => [...one.trials.values()]);
+  const cards = trials.map((trial) => trial.card).filter(Boolean);
+  // Where a grid varies something, all that it was.
+  const all = (say) => [...new Set(cards.map(say).filter(Boolean))].join(" | ");
+  const runs = [...new Set(cards.map((card) => card.run_id))];
+  const peak = Math.max(0, ...trials.map((trial) => trial.end?.peak_rss_mb ?? 0));
+  const mixing = (card) => (card.control !== "none" ? card.control : card.averaging === "robust" ? card.aggregator : card.averaging);
+  const kind = (card) => `${card.topology}${card.spectral_gap === null ? "" : `, spectral gap ${short(card.spectral_gap, 3)}`}`;
+  const machine = (card) => `${card.machine.processor || card.machine.system}, ${plural(card.machine.cores, "core")}, ${card.machine.system}`;
   const rows = [
     ["Command", el("code", {}, head.command)],
     ["Results", el("code", {}, head.results)],
     [runs.length === 1 ? "Run" : "Runs", runs.length === 1 ? el("code", {}, runs[0]) : `${count(runs.length)}, one a trial`],
     ["Trials", `${count(head.trials)}, ${seedsText(head.seeds)}`],
-    ...(card ? [
-      ["Averaging", [card.averaging, card.aggregator !== "none" ? card.aggregator : "", card.attack !== "none" ? `attack ${card.attack}` : ""].filter(Boolean).join(", ")],
-      ["Topology", `${card.topology}${card.spectral_gap === null ? "" : `, spectral gap ${short(card.spectral_gap, 3)}`}`],
-      ["Rounds", `${count(card.opening)} opening, ${count(card.training)} training, ${count(card.closing)} closing`],
-      ["Versions", Object.entries(card.versions).map(([name, version]) => `${name} ${version}`).join(", ")],
-      ["Machine", `${card.machine.processor || card.machine.system}, ${plural(card.machine.cores, "core")}, ${card.machine.system}`],
+    ...(cards.length ? [
+      ["Mixing", all(mixing)],
+      ...(cards.some((card) => card.attack !== "none") ? [["Attack", all((card) => card.attack)]] : []),
+      ["Topology", all(kind)],
+      ["Rounds", all((card) => `${count(card.opening)} opening, ${count(card.training)} training, ${count(card.closing)} closing`)],
+      ["Versions", all((card) => Object.entries(card.versions).map(([name, version]) => `${name} ${version}`).join(", "))],
+      ["Machine", all(machine)],
     ] : []),
     ["Took", `${seconds(head.wall_s)} over all trials${peak ? `, at most ${count(peak)} MB` : ""}`],
   ];

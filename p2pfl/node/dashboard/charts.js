@@ -58,7 +58,7 @@ function lineFrame(spec, width) {
   const lines = spec.lines.map((line) => ({ ...line, points: line.points.filter((point) => usable(point.y) && Number.isFinite(point.x)) }));
   const points = lines.flatMap((line) => line.points);
   if (!points.length) return null;
-  const heights = points.flatMap((point) => [point.y, point.low, point.high]).filter(usable);
+  const heights = lines.flatMap((line) => line.points.flatMap((point) => (line.hasBand ? [point.y, point.low, point.high] : [point.y]))).filter(usable);
   heights.push(...(spec.levels ?? []).map((level) => level.y).filter(usable), ...(spec.y.values ?? []));
   const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   const right = width - MARGIN.right;
@@ -98,7 +98,7 @@ function axes(spec, x, y, width, height = HEIGHT) {
 
 function markParts(mark, x, width) {
   const at = x.at(mark.x);
-  if (!(at >= MARGIN.left && at <= width - MARGIN.right)) return [];
+  if (!(at >= MARGIN.left && at < width - MARGIN.right - 1)) return [];
   const isLate = at > width - 90;
   return [
     svg("line", { class: "mark", x1: at, x2: at, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
@@ -138,7 +138,7 @@ function nearest(spec, at) {
     const points = line.points.filter((point) => point.y !== null && point.y !== undefined);
     if (!points.length) continue;
     const point = points[closest(points, (one) => Math.abs(one.x - at))];
-    const range = line.hasBand && point.high !== point.low ? `  ${spec.y.show(point.low)} to ${spec.y.show(point.high)}` : "";
+    const range = line.hasBand && point.high !== point.low ? ` (${spec.y.show(point.low)} to ${spec.y.show(point.high)})` : "";
     if (Math.abs(point.x - at) < 1e-9 * Math.max(1, Math.abs(at))) rows.push({ tone: line.tone, y: point.y, text: `${line.name} ${spec.y.show(point.y)}${range}` });
   }
   return rows.slice(0, 8);

@@ -74,7 +74,7 @@ function peerSpec() {
   dots.sort(worse);
   const all = dots.length;
   const worst = Math.max(1, Math.round(all / 10));
-  dots = dots.map((dot, i) => ({ ...dot, isWorst: i < worst && all > 1 }));
+  dots = dots.map((dot, i) => ({ ...dot, isWorst: i < worst && dots[0].y !== dots[all - 1].y }));
   const decile = dots.slice(0, worst);
   const levels = [];
   if (alone) levels.push({ name: "each site alone", y: alone.mean });

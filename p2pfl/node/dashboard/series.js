@@ -107,9 +107,18 @@ function predictedSlope(study, group, points) {
   return after.map((point) => ({ x: point.x, y: after[0].y * (1 - gap) ** (point.round - after[0].round) }));
 }
 
-/** Where training begins and ends on the axis, as marks. */
-function stagesOf(study, group, points) {
+/** What a round without training has left of the distance, as the geometric mean over all of them; null where there was none. */
+function measuredSlope(study, group, points) {
   const card = firstOf(study, group, (trial) => trial.card);
+  const after = points.filter((point) => card && point.round >= card.opening + card.training - 1);
+  if (after.length < 2 || !after.every((point) => point.y > 0)) return null;
+  return (after.at(-1).y / after[0].y) ** (1 / (after.at(-1).round - after[0].round));
+}
+
+/** Where training begins and ends on the axis, as marks. */
+function stagesOf(study, group, axis) {
+  const card = firstOf(study, group, (trial) => trial.card);
+  const points = pointsOf(study, group, axis, (event) => event.peers);
   if (!card || !points.length) return [];
   const marks = [];
   const at = (round) => points.find((point) => point.round >= round)?.x;

@@ -40,7 +40,7 @@ function short(value, digits = 4) {
   if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(digits))).replace("-", "−");
   const exponent = Math.floor(Math.log10(size));
   const mantissa = Number((value / 10 ** exponent).toPrecision(Math.min(digits, 3)));
-  return `${mantissa === 1 ? "" : `${mantissa} · `}${powerOfTen(exponent)}`.replace("-", "−");
+  return `${mantissa === 1 ? "" : `${mantissa} × `}${powerOfTen(exponent)}`.replace("-", "−");
 }
 
 /** With a fixed number of decimals, so that a column of them lines up. */
