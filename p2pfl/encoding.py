@@ -114,7 +114,7 @@ def unpack(
         raise RemoteError(f"{what} is not MessagePack as the protocol has it: {str(error)[:200]}") from error
     if type(document) is not dict:
         raise RemoteError(f"{what} is not a map")
-    if document.keys() - set(optional) != set(keys):
+    if list(document) != list(keys) and document.keys() - set(optional) != set(keys):
         odd = sorted(str(key)[:20] for key in (document.keys() - set(optional)) ^ set(keys))
         raise RemoteError(f"{what} misses or has too many keys: {odd[:8]}; check both sides' releases")
     if not _is_within(document, MAX_DEPTH):
@@ -233,6 +233,13 @@ def hash_of(run_id: RunId) -> bytes:
 
 
 def _rising(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    before = -1
+    for key, _ in pairs:
+        if type(key) is not int or key <= before:
+            break
+        before = key
+    else:
+        return dict(pairs)
     keys = [key for key, _ in pairs]
     # Types are compared first: True and 1.0 are equal to the key 1, and a list cannot be in a set.
     kinds = {type(key) for key in keys}
@@ -245,11 +252,12 @@ def _refuse_extension(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code} ({len(data)} bytes)")
 
 
-def _is_within(value: object, levels: int) -> bool:
-    if isinstance(value, dict):
-        return levels > 0 and all(_is_within(inner, levels - 1) for inner in value.values())
-    if isinstance(value, list):
-        return levels > 0 and all(_is_within(inner, levels - 1) for inner in value)
+def _is_within(value: dict[Any, Any] | list[Any], levels: int) -> bool:
+    if levels <= 0:
+        return False
+    for inner in value.values() if type(value) is dict else value:
+        if type(inner) in (dict, list) and not _is_within(inner, levels - 1):
+            return False
     return True
 
 

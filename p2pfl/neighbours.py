@@ -62,14 +62,21 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._all: dict[PeerId, Neighbour] = {}
+        self._sorted: tuple[tuple[PeerId, Neighbour], ...] = ()
 
     def __getitem__(self, peer: PeerId) -> Neighbour:
         """What is known of `peer`; an empty record when nothing is."""
-        return self._all.setdefault(peer, Neighbour())
+        one = self._all.get(peer)
+        if one is None:
+            one = self._all[peer] = Neighbour()
+        return one
 
-    def items(self) -> list[tuple[PeerId, Neighbour]]:
+    def items(self) -> tuple[tuple[PeerId, Neighbour], ...]:
         """All of them, by PeerId."""
-        return sorted(self._all.items())
+        # Asked several times an event; nobody is ever forgotten.
+        if len(self._sorted) != len(self._all):
+            self._sorted = tuple(sorted(self._all.items()))
+        return self._sorted
 
     def up(self) -> list[PeerId]:
         """Those with whom exchange may go on, by PeerId."""

@@ -154,10 +154,14 @@ class Peer:
     def deadline(self) -> float | None:
         """When `expire` is to be called, unless an event comes first."""
         state = self.state
-        times = [t for t in (state.deadline, state.tick, exchanges.turn_at(state)) if t is not None]
-        if state.deadline is not None and state.trained is None and state.now >= state.deadline:
-            times = [state.deadline + state.spec.run.deadline_s, *(t for t in (state.tick,) if t is not None)]
-        return None if state.phase in (Phase.IDLE, Phase.FINISHED) or not times else min(times)
+        if state.phase in (Phase.IDLE, Phase.FINISHED):
+            return None
+        due, tick = state.deadline, state.tick
+        if due is not None and state.trained is None and state.now >= due:
+            due += state.spec.run.deadline_s
+        if (turn := exchanges.turn_at(state)) is not None:
+            due = turn if due is None else min(due, turn)
+        return tick if due is None or (tick is not None and tick < due) else due
 
     def view(self) -> PeerView:
         """What can be shown of this peer now."""
@@ -341,15 +345,7 @@ class Peer:
     def _drain(self) -> None:
         state = self.state
         rounds.settle_now(state)
-        up = [p for p in state.neighbours.up() if p in plans.wanted(state)]
-        open_ = rounds.absent(state) + [
-            p
-            for p in up
-            if not (one := state.neighbours[p]).over
-            or (state.consortium.accepts(p) and not state.links.has(p, one.sent))
-        ]
-        unresolved = [p for p, _ in state.links.unresolved() if self.knows(PeerId(p))]
-        if not (open_ or unresolved) or state.now >= state.settle_until:
+        if state.now >= state.settle_until or rounds.is_settled(state):
             state.phase, state.reason, state.deadline = Phase.JUDGING, "the last evaluation", None
             state.emit(Evaluate(round=state.round, parameters=state.mass.z(), statistics=state.pooled))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,13 @@ from p2pfl.trust.screening import MIN_WEIGHT
 
 __all__ = [
     "FIT",
-    "absent",
     "acknowledge",
     "begin",
     "end_of_wait",
     "holds_mass",
     "is_quorate",
     "is_ready",
+    "is_settled",
     "settle_now",
     "split",
     "step",
@@ -110,25 +111,37 @@ def _out_is_open(state: State, peer: PeerId) -> bool:
     return is_behind and _is_awaited(state, peer) and not state.links.is_free(peer)
 
 
-def _missing(state: State) -> list[PeerId]:
-    before = max(0, state.round - 1)
-    into = neighbours_of(state, before)[0] if state.round else ()
-    out = neighbours_of(state, state.round)[1]
-    if is_apart(state):
-        into, out = (), ()
-    missing = [p for p in into if _in_is_open(state, p)] + [p for p in out if _out_is_open(state, p)]
-    return missing + (absent(state) if state.schedule.is_last_call(state.round) else [])
+def _missing(state: State) -> Iterator[PeerId]:
+    """Those that the step of this round waits for; the first is often all that is asked for."""
+    if not is_apart(state):
+        if state.round:
+            yield from (p for p in neighbours_of(state, state.round - 1)[0] if _in_is_open(state, p))
+        yield from (p for p in neighbours_of(state, state.round)[1] if _out_is_open(state, p))
+    if state.schedule.is_last_call(state.round):
+        yield from _absent(state)
 
 
-def absent(state: State) -> list[PeerId]:
+def _absent(state: State) -> Iterator[PeerId]:
     """Members that may come back: met, not connected now, not known to be over, and not given up on."""
-    return [
-        peer
-        for peer in wanted(state)
-        if (one := state.neighbours[peer]).met
-        and not (one.up or one.late or one.over)
-        and state.consortium.standing(peer, state.now) == "member"
-    ]
+    for peer in wanted(state):
+        one = state.neighbours[peer]
+        if one.met and not (one.up or one.late or one.over) and _is_member(state, peer):
+            yield peer
+
+
+def _is_member(state: State, peer: PeerId) -> bool:
+    return state.consortium.standing(peer, state.now) == "member"
+
+
+def is_settled(state: State) -> bool:
+    """Whether all neighbours are through, and every share of theirs or of this peer has found its place."""
+    for peer in wanted(state):
+        one = state.neighbours[peer]
+        has_all = one.over and (state.links.has(peer, one.sent) or not state.consortium.accepts(peer))
+        if one.up and not has_all:
+            return False
+    owed = any(_is_member(state, PeerId(peer)) for peer, _ in state.links.unresolved())
+    return not owed and next(_absent(state), None) is None
 
 
 def is_ready(state: State) -> bool:
@@ -137,12 +150,12 @@ def is_ready(state: State) -> bool:
     if state.trained is None:
         # The driver owes an answer by the deadline; a driver that fails too is not waited for beyond this.
         return state.now >= state.deadline + state.spec.run.deadline_s
-    return state.now >= state.deadline or not _missing(state)
+    return state.now >= state.deadline or next(_missing(state), None) is None
 
 
 def end_of_wait(state: State) -> None:
     """The deadline has passed: whoever is missing is not awaited again until it speaks."""
-    for peer in _missing(state):
+    for peer in list(_missing(state)):
         state.neighbours[peer].late = True
         state.fact("neighbour late", "warning", peer=peer, round=state.round)
 
@@ -150,11 +163,7 @@ def end_of_wait(state: State) -> None:
 def is_quorate(state: State, number: int, heard: list[PeerId]) -> bool:
     """Whether enough in-neighbours that still take part, and that this site talks to, are in `heard`."""
     before = neighbours_of(state, max(0, number - 1))[0] if number else ()
-    into = [
-        p
-        for p in before
-        if not state.neighbours[p].over and state.consortium.standing(p, state.now) == "member"
-    ]
+    into = [p for p in before if not state.neighbours[p].over and _is_member(state, p)]
     return len([p for p in heard if p in into]) >= state.spec.run.quorum * len(into)
 
 

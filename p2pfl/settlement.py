@@ -18,8 +18,10 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
     in_round: push-pull pulls the models that came with them, too, as a round does once; outside of one only
     a peer that has none of its own does.
     """
+    if not (senders := state.links.senders()):
+        return 0, []
     upto = state.upto if in_round else None
-    for name in state.links.senders():
+    for name in senders:
         if reason := validation.objection(state, PeerId(name)):
             state.links.refuse(name, reason, upto)
     settled, moved = state.links.collect(capping.credit(state), upto)

@@ -157,11 +157,11 @@ class Links:
 
     def edge_to(self, peer: str) -> OutEdge:
         """The out-edge, made when first asked for."""
-        return self.out.setdefault(peer, OutEdge())
+        return self.out.get(peer) or self.out.setdefault(peer, OutEdge())
 
     def edge_from(self, peer: str) -> InEdge:
         """The in-edge, made when first asked for."""
-        return self.into.setdefault(peer, InEdge())
+        return self.into.get(peer) or self.into.setdefault(peer, InEdge())
 
     def meet(
         self, peer: str, incarnation: int, hello: Hello, mine: int
@@ -304,7 +304,7 @@ class Links:
 
     def senders(self) -> list[str]:
         """Those of whom something waits for the next commit, sorted."""
-        return sorted(self._arrivals)
+        return sorted(peer for peer, held in self._arrivals.items() if held)
 
     def held(self, peer: str, upto: Mapping[str, int] | None = None) -> list[Arrival]:
         """The shares of `peer` that will be merged, by number.   upto: as in `collect`."""
@@ -318,8 +318,8 @@ class Links:
 
     def has(self, peer: str, seq: int) -> bool:
         """Whether everything up to `seq` from `peer` is settled or held."""
-        held = self._arrivals.get(peer, {})
-        return all(number in held for number in range(self.edge_from(peer).absorbed + 1, seq + 1))
+        absorbed, held = self.edge_from(peer).absorbed, self._arrivals.get(peer, {})
+        return seq <= absorbed or all(number in held for number in range(absorbed + 1, seq + 1))
 
     def room(self, peer: str, credit: float) -> float:
         """How much weight may still come from `peer` before more has come than went (gossip/capped.py).

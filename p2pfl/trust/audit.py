@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from p2pfl import encoding
@@ -59,6 +60,9 @@ MAX_COMMITMENTS = 1024
 MAX_STATEMENT_BYTES = 34 * 1024
 # Two frames of the transport, 64 KiB each.
 MAX_EVIDENCE_BYTES = 2 * 64 * 1024 + 1024
+# Statements kept in parsed form: those of one round's neighbours, whose words are repeated while an answer is
+# missing, and which all peers of a simulation hear.  9 MB of the largest there can be.
+_PARSED = 256
 # Neighbours whose last statement is kept: eight times a full mesh; a document has room for no more.
 MAX_WITNESSED = 256
 # 128 bits hide even a share that can be guessed.
@@ -236,9 +240,15 @@ def read(
     sender, run: whose it must be, and in which run, where given.   Raises RemoteError when it is malformed or
     not theirs.
     """
-    statement = decode_statement(content)
+    statement, head = _parsed(content)
     if sender not in (None, statement.sender) or run not in (None, statement.run):
         raise RemoteError("a round statement is of another peer or run than its header", sender)
+    return statement, head
+
+
+@lru_cache(maxsize=_PARSED)
+def _parsed(content: bytes) -> tuple[RoundStatement, Head]:
+    statement = decode_statement(content)
     head = Head(
         incarnation=statement.incarnation,
         boot_session=statement.boot_session,

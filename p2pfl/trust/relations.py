@@ -98,7 +98,7 @@ def share_level(relations: Relations, peer: PeerId, task: Task = "weights") -> L
     """How far `peer` may be told what is of `task`."""
     if peer in relations.banned:
         return Level.DENY
-    if (level := relations.only.get((task, "share"), {}).get(peer)) is not None:
+    if relations.only and (level := relations.only.get((task, "share"), {}).get(peer)) is not None:
         return level
     return Level.DENY if task == "features" else relations.share_with.get(peer, relations.share_default)
 
@@ -107,7 +107,7 @@ def accept_level(relations: Relations, peer: PeerId, task: Task = "weights") -> 
     """How far `peer` is believed in what is of `task`."""
     if peer in relations.banned:
         return Level.DENY
-    if (level := relations.only.get((task, "accept"), {}).get(peer)) is not None:
+    if relations.only and (level := relations.only.get((task, "accept"), {}).get(peer)) is not None:
         return level
     return relations.accept_from.get(peer, relations.accept_default)
 
