@@ -86,7 +86,8 @@ def _graph(scenario: Scenario) -> tuple[list[int], list[tuple[int, int]], int]:
     drawn = evenly(n, _DRAWN_PEERS)
     among = set(drawn)
     links = [(i, j) for i in drawn for j in graph.out_neighbours(i) if j in among]
-    in_all = sum(len(graph.out_neighbours(i)) for i in range(n))
+    is_even = graph.offsets is not None
+    in_all = n * len(graph.offsets or ()) if is_even else sum(map(len, graph.out_edges))
     return drawn, [links[at] for at in evenly(len(links), _LINKS)], in_all
 
 

@@ -30,6 +30,7 @@ from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
+from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
 from .network import Partition
 from .placement import placed
 from .population import Control
@@ -94,6 +95,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fit_s: virtual seconds of one fit; a list gives each peer its own.   evaluate_s: of one evaluation.
     speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
+    kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
+    threads: of fused kernels, 0 for one a processor; they change no result.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
@@ -104,8 +107,10 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
 
-    peers: Annotated[int, Meta(ge=1, le=4096)] = 4
+    peers: Annotated[int, Meta(ge=1, le=MOST_FUSED)] = 4
     engine: Literal["world", "population"] = "world"
+    kernels: Literal["exact", "fused"] = "exact"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     control: Control = "none"
     consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
@@ -227,7 +232,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: [simulation] {error}") from error
     # Everybody is there from the start unless the agreement says otherwise.
-    agreement["run"] = {"members_at_start": simulation.peers, **agreement.get("run", {})}
+    everybody = {"members_at_start": min(simulation.peers, MOST_PEERS)}
+    agreement["run"] = {**everybody, **agreement.get("run", {})}
     spec = runs.decode(agreement, where)
     if spec.run.members_at_start > simulation.peers:
         raise ConfigError(
@@ -261,6 +267,13 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
 
 def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
     """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
+    if simulation.kernels == "fused":
+        refuse_beyond_fused(spec, simulation, where)
+    elif simulation.peers > MOST_PEERS:
+        raise ConfigError(
+            f"{where}: simulation.peers is {simulation.peers}, and peers with a key each are at most"
+            f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
+        )
     if simulation.engine == "world":
         if simulation.control != "none" or simulation.consensus_every:
             raise ConfigError(
@@ -289,7 +302,8 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
         "simulation.crypto": not simulation.crypto,
         "simulation.reference": simulation.reference == "none",
-        "run.members_at_start below simulation.peers": spec.run.members_at_start == simulation.peers,
+        "run.members_at_start below simulation.peers": spec.run.members_at_start
+        == min(simulation.peers, MOST_PEERS),
         "trust table but for founders and aggregator": trust == TrustOptions(),
         "gossip.compression": spec.gossip.compression == CompressionOptions(),
         "trust.aggregator 'capped-share'": not is_capped(spec),

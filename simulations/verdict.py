@@ -47,6 +47,7 @@ class Ran:
     models: one (d,) an honest peer, by peer number.   mass: sums over them, None where models are states.
     attack: its kind.   byzantine: how many peers there were beside the honest.
     per_peer: further fields of each honest peer's row.
+    peers, consensus_distance: of all, where `models` are those of a sample; None takes them from `models`.
     """
 
     engine: str
@@ -59,6 +60,8 @@ class Ran:
     byzantine: int = 0
     per_peer: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     report: str | None = None
+    peers: int | None = None
+    consensus_distance: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -148,7 +151,8 @@ def verdict(
     if len(values) < len(measured):
         raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")
     pooled, alone = baselines(workload, spec, name) if with_baselines else (None, None)
-    peers = len(ran.models) + ran.byzantine
+    peers = ran.peers or len(ran.models) + ran.byzantine
+    distance = ran.consensus_distance
     rows = list(ran.per_peer) or [{} for _ in ran.models]
     return {
         "v": 1,
@@ -158,7 +162,7 @@ def verdict(
         "metric": {"name": name, **spread(values)},
         "pooled": pooled,
         "alone": alone,
-        "consensus_distance": consensus_distance(np.stack(ran.models)),
+        "consensus_distance": consensus_distance(np.stack(ran.models)) if distance is None else distance,
         "mass": dict(ran.mass) if ran.mass is not None else None,
         "bytes_sent": ran.bytes_sent,
         "bytes_per_peer_round": ran.bytes_sent / max(1, peers * ran.rounds),
