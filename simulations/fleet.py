@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from p2pfl.aggregation import mixer_of
 from p2pfl.errors import LearnerError
 from p2pfl.gossip import topology
-from p2pfl.gossip.mixing import Floats, Vectors
+from p2pfl.gossip.mixing import Floats, Indices, Vectors
 from p2pfl.learn.descent import Course
 from p2pfl.learn.schedule import rate_factor
 from p2pfl.mass import body_bytes
@@ -167,16 +167,53 @@ class Fleet:
 
     def mean_model(self) -> Floats:
         """The mean of all models, (d,)."""
-        scale = (1 / self.w).astype(np.float32)
-        return self._summed(lambda lo, hi: self.kernels.total(self.held, lo, hi, scale)) / self.n
+        return self.mean_of(self.held, self.w)
+
+    def mean_of(self, x: Vectors, w: Floats) -> Floats:
+        """The mean of the models x / w, (d,).   x: (m, d).   w: (m,)."""
+        scale = (1 / w).astype(np.float32)
+        return self._summed(len(x), lambda lo, hi: self.kernels.total(x, lo, hi, scale)) / len(x)
 
     def consensus_distance(self, mean: Floats) -> float:
         """The root mean square distance of all models from their mean."""
-        scale = (1 / self.w).astype(np.float32)
+        return self.distance_of(self.held, self.w, mean)
+
+    def distance_of(self, x: Vectors, w: Floats, mean: Floats) -> float:
+        """The root mean square distance of the models x / w from `mean`."""
+        scale = (1 / w).astype(np.float32)
         gaps = self.gang.each(
-            self.n, lambda lo, hi: self.kernels.spread(self.held, lo, hi, scale, mean), block=_BLOCK
+            len(x), lambda lo, hi: self.kernels.spread(x, lo, hi, scale, mean), block=_BLOCK
         )
-        return math.sqrt(math.fsum(gaps) / self.n)
+        return math.sqrt(math.fsum(gaps) / len(x))
+
+    def judged(self) -> Indices:
+        """Peers whose models are the run's: all."""
+        return np.arange(self.n)
+
+    def book(self, peers: NDArray[np.integer]) -> list[dict[str, Any]]:
+        """What a verdict's rows have of some peers' books."""
+        return [
+            {
+                "w": float(self.w[i]),
+                "entered": float(self.nominal[i]),
+                "failed_fits": int(self.faults[i]),
+            }
+            for i in peers.tolist()
+        ]
+
+    @property
+    def peer_rounds(self) -> int:
+        """How often a peer took a round."""
+        return self.n * self.round
+
+    @property
+    def failed_fits(self) -> int:
+        """How often a fit diverged."""
+        return int(self.faults.sum())
+
+    def bytes_sent(self) -> int:
+        """Bytes of all bodies that travelled."""
+        return self.bodies * self.body_bytes()
 
     def online_loss(self) -> float | None:
         """The mean training loss over peers and rounds."""
@@ -217,13 +254,13 @@ class Fleet:
         links, w = taken.mix(self.w)
         if taken.is_complete:
             one = np.ones(self.n, np.float32)
-            mean = self._summed(lambda lo, hi: self.kernels.total(self.held, lo, hi, one)) / self.n
+            mean = self._summed(self.n, lambda lo, hi: self.kernels.total(self.held, lo, hi, one)) / self.n
             links = links._replace(common=mean.astype(np.float32))
         return links, w
 
-    def _summed(self, work: Callable[[int, int], Floats]) -> Floats:
+    def _summed(self, m: int, work: Callable[[int, int], Floats]) -> Floats:
         # Blocks of one size, so that the sum has the same bits with any number of threads.
-        found: Floats = np.sum(self.gang.each(self.n, work, block=_BLOCK), axis=0)
+        found: Floats = np.sum(self.gang.each(m, work, block=_BLOCK), axis=0)
         return found
 
     def _route(self, number: int) -> Route:

@@ -11,45 +11,40 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
 from p2pfl.events import Fact, Metrics, Vector
+from p2pfl.gossip.mixing import Indices
 from p2pfl.learn import data
 from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.numpy_learner import NumpyLearner
-from p2pfl.learn.philox import SAMPLE, below, words
+from p2pfl.learn.philox import SAMPLE, chosen
 from p2pfl.schedule import Schedule
 
 from . import verdict
 from .fleet import Fleet
 from .holdings import holdings
 from .kernels import load
+from .lazy import Pool
 from .recorder import Recorder
 from .scenario import Scenario
 from .workload import Workload
 
-__all__ = ["run_fleet", "sampled"]
+__all__ = ["Engine", "mustered", "run_fleet", "sampled"]
 
 # Peers whose models are judged: evaluation of 64-10 on 360 rows takes .2 ms, and the mean accuracy of 256
 # peers has a standard error below .003 where single ones differ by .05.
 _SAMPLE = 256
 
 _Listener = Callable[[float, int, Fact], None]
+Engine = Fleet | Pool
 
 
-def sampled(n: int, seed: int) -> NDArray[np.int64]:
-    """Peers that are judged, ascending: all up to 256, otherwise 256 that are drawn."""
-    if n <= _SAMPLE:
-        return np.arange(n)
-    found: NDArray[np.int64] = np.zeros(0, np.int64)
-    number = 0
-    while len(found) < _SAMPLE:
-        drawn = below(words(seed, SAMPLE, number, np.zeros(1, np.int64), _SAMPLE)[0], n)
-        fresh = [i for i in dict.fromkeys(drawn.tolist()) if i not in set(found.tolist())]
-        found = np.concatenate([found, np.array(fresh, np.int64)])[:_SAMPLE]
-        number += 1
-    return np.sort(found)
+def sampled(peers: Indices, seed: int) -> Indices:
+    """Those of `peers`, ascending, that are judged: all up to 256, otherwise 256 that are drawn."""
+    if len(peers) <= _SAMPLE:
+        return peers
+    return peers[chosen(seed, SAMPLE, 0, len(peers), _SAMPLE)]
 
 
 def run_fleet(
@@ -60,25 +55,9 @@ def run_fleet(
     events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The verdict on a scenario with fused kernels; see run_trial.  Raises ConfigError, LearnerError."""
-    spec, options = scenario.spec, scenario.simulation
+    options = scenario.simulation
     began = time.perf_counter()
-    whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
-    workload = Workload(factory=resolve(spec.learner), datasets=(whole,), sources=("",), pooled=whole)
-    learner = build(workload.factory, workload.site(0, spec))
-    course = learner.course() if isinstance(learner, NumpyLearner) else None
-    if course is None:
-        raise ConfigError(
-            "fused kernels train the built-in models, logistic and mlp, all of whose layers are shared;"
-            ' use simulation.kernels = "exact"'
-        )
-    fleet = Fleet(
-        spec,
-        holdings(whole, options.peers, options.partition, spec.run.seed),
-        course,
-        learner.parameters(),
-        kernels=load(_teller(listener)),
-        threads=options.threads,
-    )
+    fleet, workload = mustered(scenario, _teller(listener))
     ready = time.perf_counter()
     judge = _Judge(workload, scenario)
     recorder = None if events is None else Recorder(scenario, workload, cell)
@@ -93,8 +72,7 @@ def run_fleet(
         if is_last:
             trained = {key: said[key] for key in ("metric", "mean_model", "consensus_distance")}
         if recorder is not None:
-            sent = fleet.bodies * fleet.body_bytes()
-            recorder.after_fused(said, fleet.losses, fleet.n, sent)
+            recorder.after_fused(said, fleet.losses, len(fleet.losses), fleet.bytes_sent())
         if listener is not None:
             listener(float(fleet.round), 0, _fact(said, fleet.schedule))
     fleet.finish()
@@ -106,6 +84,30 @@ def run_fleet(
     return result
 
 
+def mustered(scenario: Scenario, say: Callable[[str], None] = lambda _: None) -> tuple[Engine, Workload]:
+    """The population of a scenario before its first round, and what its models are judged with.
+
+    say: is told when kernels are slow.   Raises ConfigError, LearnerError.
+    """
+    spec, options = scenario.spec, scenario.simulation
+    whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
+    workload = Workload(factory=resolve(spec.learner), datasets=(whole,), sources=("",), pooled=whole)
+    learner = build(workload.factory, workload.site(0, spec))
+    course = learner.course() if isinstance(learner, NumpyLearner) else None
+    if course is None:
+        raise ConfigError(
+            "fused kernels train the built-in models, logistic and mlp, all of whose layers are shared;"
+            ' use simulation.kernels = "exact"'
+        )
+    held = holdings(whole, options.peers, options.partition, spec.run.seed)
+    theta, kernels, threads = learner.parameters(), load(say), options.threads
+    if not options.active:
+        return Fleet(spec, held, course, theta, kernels=kernels, threads=threads), workload
+    resume, active = options.resume, options.active
+    pool = Pool(spec, held, course, theta, active=active, resume=resume, kernels=kernels, threads=threads)
+    return pool, workload
+
+
 class _Judge:
     """Measures models of the sample, and the mean model, by the learner's own evaluation."""
 
@@ -113,16 +115,16 @@ class _Judge:
         self._workload, self._spec = workload, scenario.spec
         self._name = scenario.simulation.metric
         self.seconds = 0.0
-        self.sample = sampled(scenario.simulation.peers, scenario.spec.run.seed)
 
     def metrics(self, models: Sequence[Vector]) -> list[Metrics]:
         return verdict.judge_models(self._workload, self._spec, models)
 
-    def measured(self, fleet: Fleet) -> dict[str, Any]:
+    def measured(self, fleet: Engine) -> dict[str, Any]:
         """What `per_round` has of a round that is measured."""
         began = time.perf_counter()
         mean = fleet.mean_model()
-        found = self.metrics([mean.astype(np.float32), *fleet.models(self.sample)])
+        sample = sampled(fleet.judged(), self._spec.run.seed)
+        found = self.metrics([mean.astype(np.float32), *fleet.models(sample)])
         name = self._name or verdict.name_of(found[0])
         center, *values = (metrics[name] for metrics in found)
         self.seconds += time.perf_counter() - began
@@ -136,13 +138,14 @@ class _Judge:
 def _verdict(
     scenario: Scenario,
     workload: Workload,
-    fleet: Fleet,
+    fleet: Engine,
     judge: _Judge,
     trained: dict[str, Any] | None,
     wall_s: float,
     rounds_s: float,
 ) -> dict[str, Any]:
-    spec, sample = scenario.spec, judge.sample
+    spec = scenario.spec
+    sample = sampled(fleet.judged(), spec.run.seed)
     mean = fleet.mean_model()
     # Judging is not part of a round.
     rounds_s = max(rounds_s - judge.seconds, 1e-9)
@@ -150,7 +153,7 @@ def _verdict(
         engine="population",
         models=list(fleet.models(sample)),
         mass=fleet.mass(),
-        bytes_sent=fleet.bodies * fleet.body_bytes(),
+        bytes_sent=fleet.bytes_sent(),
         wall_s=wall_s,
         rounds=spec.run.rounds,
         peers=fleet.n,
@@ -159,15 +162,13 @@ def _verdict(
             {
                 "peer": i,
                 "peer_id": None,
-                "w": float(fleet.w[i]),
-                "entered": float(fleet.nominal[i]),
                 "written_off": 0.0,
                 "in_flight": 0.0,
                 "bytes_sent": None,
                 "finished": "done",
-                "failed_fits": int(fleet.faults[i]),
+                **row,
             }
-            for i in sample.tolist()
+            for i, row in zip(sample.tolist(), fleet.book(sample), strict=True)
         ],
         extra={
             "control": "none",
@@ -177,8 +178,10 @@ def _verdict(
             "online_loss": fleet.online_loss(),
             "per_round": fleet.per_round,
             "bounds_broken": 0,
-            "failed_fits": int(fleet.faults.sum()),
-            "peer_rounds_per_s": fleet.n * fleet.round / rounds_s,
+            "failed_fits": fleet.failed_fits,
+            "trained_peers": fleet.trained if isinstance(fleet, Pool) else fleet.n,
+            "peer_rounds_per_s": fleet.peer_rounds / rounds_s,
+            "round_s": rounds_s / max(1, fleet.round),
         },
     )
     found = verdict.verdict(ran, workload, spec, metric=scenario.simulation.metric, with_baselines=False)

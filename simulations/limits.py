@@ -37,6 +37,9 @@ def refuse_beyond_fused(spec: RunSpec, simulation: SimulationOptions, where: str
         "learner.optimizer.reset = false": optimizer.reset or not optimizer.momentum,
         "gossip.averaging 'push-pull'": spec.gossip.averaging.kind != "push-pull",
         "trust.aggregator": spec.trust.aggregator == TrustOptions().aggregator,
+        "simulation.active beyond simulation.peers": simulation.active <= simulation.peers,
+        'run.weights "samples" with simulation.active': not simulation.active
+        or spec.run.weights == "uniform",
         "simulation.baselines": not simulation.baselines,
     }
     for what, can in checks.items():

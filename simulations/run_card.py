@@ -80,7 +80,7 @@ def run_card(scenario: Scenario, cell: Mapping[str, str], rounds: Schedule) -> d
 
 def _graph(scenario: Scenario) -> tuple[list[int], list[tuple[int, int]], int]:
     """(peers drawn, links among them, links in all) of a period of plans; a link is (sender, receiver)."""
-    spec, n = scenario.spec, scenario.simulation.peers
+    spec, n = scenario.spec, scenario.simulation.active or scenario.simulation.peers
     options, seed = spec.gossip.topology, spec.run.seed
     graph = topology.union(*(topology.plan(options, t, n, seed) for t in range(topology.period(options, n))))
     drawn = evenly(n, _DRAWN_PEERS)

@@ -30,6 +30,7 @@ from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
+from .lazy import Resume
 from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
 from .network import Partition
 from .placement import placed
@@ -97,6 +98,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
     threads: of fused kernels, 0 for one a processor; they change no result.
+    active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
+    resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
@@ -111,6 +114,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     engine: Literal["world", "population"] = "world"
     kernels: Literal["exact", "fused"] = "exact"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    active: Annotated[int, Meta(ge=0)] = 0
+    resume: Resume = "own"
     control: Control = "none"
     consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
@@ -269,6 +274,10 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
     """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
     if simulation.kernels == "fused":
         refuse_beyond_fused(spec, simulation, where)
+    elif simulation.active or simulation.resume != "own":
+        raise ConfigError(
+            f'{where}: simulation.active and resume are for kernels = "fused"; without, all take part'
+        )
     elif simulation.peers > MOST_PEERS:
         raise ConfigError(
             f"{where}: simulation.peers is {simulation.peers}, and peers with a key each are at most"

@@ -36,6 +36,8 @@ __all__ = [
     "verdict",
 ]
 
+_Sums = NDArray[np.float64] | None
+
 # Purpose of the baselines' random draws: not the peers' own (p2pfl.rounds), so neither repeats the other.
 _BASELINE = 101
 
@@ -83,7 +85,7 @@ def judge(workload: Workload, spec: RunSpec) -> Callable[[int, Vector], Metrics]
 
     It raises LearnerError when the learner cannot evaluate.
     """
-    shops: dict[int, Workshop] = {}
+    shops: dict[int, tuple[Workshop, _Sums]] = {}
 
     def measure(index: int, model: Vector) -> Metrics:
         number = index if workload.pooled is None else 0
@@ -91,8 +93,9 @@ def judge(workload: Workload, spec: RunSpec) -> Callable[[int, Vector], Metrics]
             site = workload.site(number, spec)
             if workload.pooled is not None:
                 site = replace(site, dataset=workload.pooled)
-            shops[number] = _workshop(workload, site)
-        return _measured(shops[number], model)
+            shop = _workshop(workload, site)
+            shops[number] = shop, _sums(shop)
+        return _measured(*shops[number], model)
 
     return measure
 
@@ -128,13 +131,14 @@ def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | Non
     for i in range(len(workload.datasets)):
         model = _train(workload, spec, workload.site(i, spec), i)
         shop = _workshop(workload, workload.site(i, spec))
-        alone.append(_measured(shop, model).get(name))
+        alone.append(_measured(shop, _sums(shop), model).get(name))
     found = [value for value in alone if value is not None]
     pooled = None
     if workload.pooled is not None:
         site = replace(workload.site(0, spec), dataset=workload.pooled)
         model = _train(workload, spec, site, len(workload.datasets))
-        pooled = _measured(_workshop(workload, site), model).get(name)
+        shop = _workshop(workload, site)
+        pooled = _measured(shop, _sums(shop), model).get(name)
     return pooled, spread(found) if len(found) == len(alone) and found else None
 
 
@@ -187,18 +191,16 @@ def _workshop(workload: Workload, site: Site) -> Workshop:
     return Workshop(partial(build, workload.factory), site)
 
 
-def _sums(workload: Workload, site: Site) -> NDArray[np.float64] | None:
-    """What the rows of `site` are standardised with: the sums of all sites, or those of the site alone."""
-    statistics = _workshop(workload, site).ready().statistics
+def _sums(shop: Workshop) -> _Sums:
+    """The sums over a learner's own training rows, which it standardises with: all sites' for a pooled data
+    set, and the site's for one that trained alone.  Asked for once, because all rows are read for it.
+    """
+    statistics = shop.ready().statistics
     return statistics if statistics.size else None
 
 
-def _measured(shop: Workshop, model: Vector) -> Metrics:
-    # A learner that standardises is judged with the sums over its own training rows: all sites' for a pooled
-    # data set, and the site's for one that trained alone.
-    statistics = shop.ready().statistics
-    job = Evaluate(round=0, parameters=model, statistics=statistics if statistics.size else None)
-    metrics = shop.evaluate(job).metrics
+def _measured(shop: Workshop, sums: _Sums, model: Vector) -> Metrics:
+    metrics = shop.evaluate(Evaluate(round=0, parameters=model, statistics=sums)).metrics
     if shop.fault:
         raise LearnerError(shop.fault)
     return metrics
@@ -206,7 +208,7 @@ def _measured(shop: Workshop, model: Vector) -> Metrics:
 
 def _train(workload: Workload, spec: RunSpec, site: Site, number: int) -> Vector:
     shop = _workshop(workload, site)
-    statistics = _sums(workload, site)
+    statistics = _sums(_workshop(workload, site))
     model = shop.ready().parameters
     for round_ in range(spec.run.rounds):
         done = shop.train(

@@ -21,6 +21,7 @@ __all__ = [
     "SAMPLE",
     "Words",
     "below",
+    "chosen",
     "key_of",
     "philox4x32",
     "shuffled",
@@ -79,6 +80,27 @@ def below(drawn: Words, bound: int | NDArray[np.integer]) -> NDArray[np.int64]:
     bound: at most 2^32.   Source: Lemire 2019, arXiv:1805.10941, without the rejection.
     """
     return (drawn.astype(np.uint64) * np.asarray(bound, np.uint64) >> _HALF).astype(np.int64)
+
+
+def chosen(seed: int, stream: int, number: int, n: int, m: int) -> NDArray[np.int64]:
+    """M different numbers of 0..n-1, ascending, every such set as likely.   Raises ValueError when m > n.
+
+    O(m), and O(n) where m is more than a quarter of n.
+    """
+    if m > n:
+        raise ValueError(f"{m} different numbers of {n}")
+    if 4 * m > n:
+        order = np.argsort(words(seed, stream, number, np.arange(n), 1)[:, 0], kind="stable")
+        return np.sort(order[:m])
+    found, tried = np.zeros(0, np.int64), 0
+    while len(found) < m:
+        # A third more than are wanted: at most a quarter of what is drawn is there already.
+        fresh = np.arange(tried, tried + 16 + m // 3 if tried else m + 16)
+        tried += len(fresh)
+        drawn = np.concatenate([found, below(words(seed, stream, number, fresh, 1)[:, 0], n)])
+        first = np.unique(drawn, return_index=True)[1]
+        found = drawn[np.sort(first)]
+    return np.sort(found[:m])
 
 
 def shuffled(drawn: Words) -> NDArray[np.int64]:

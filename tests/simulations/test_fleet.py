@@ -100,12 +100,13 @@ def test_threads_cover_every_row_once_and_answer_in_order() -> None:
 
 
 def test_a_sample_is_everybody_or_256_different_peers_that_the_seed_decides() -> None:
-    assert sampled(9, 0).tolist() == list(range(9))
-    first, again, other = sampled(2**20, 1), sampled(2**20, 1), sampled(2**20, 2)
+    assert sampled(np.array([3, 7]), 0).tolist() == [3, 7]
+    peers = np.arange(2**20)
+    first, again, other = (sampled(peers, seed) for seed in (1, 1, 2))
     assert len(np.unique(first)) == len(first) == 256
     assert (np.diff(first) > 0).all()
     assert first.tolist() == again.tolist() != other.tolist()
-    assert len(np.unique(sampled(257, 0))) == 256
+    assert len(np.unique(sampled(np.arange(257), 0))) == 256
 
 
 def test_settings_that_fused_kernels_lack_are_refused_by_name() -> None:

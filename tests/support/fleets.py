@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from p2pfl.learn import data, partition
 from p2pfl.learn.data import Dataset
+from p2pfl.learn.descent import Course
 from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.options import PartitionOptions
@@ -15,10 +17,14 @@ from p2pfl.run import RunSpec, decode
 from p2pfl.simulations.fleet import Fleet
 from p2pfl.simulations.holdings import holdings
 from p2pfl.simulations.kernels import Kernels
+from p2pfl.simulations.lazy import Pool, Resume
+from p2pfl.simulations.plain import Plain
 from p2pfl.simulations.population import Population
 from p2pfl.simulations.workload import Workload, partition_rng
 
-__all__ = ["TOPOLOGIES", "UNEVEN", "agreement", "blobs", "exact", "fleet", "ran"]
+__all__ = ["TOPOLOGIES", "UNEVEN", "agreement", "blobs", "exact", "fleet", "pool", "ran"]
+
+_Engine = TypeVar("_Engine", Fleet, Pool)
 
 UNEVEN: dict[str, Any] = {
     "kind": "explicit",
@@ -52,7 +58,7 @@ def blobs(rows: int = 96, columns: int = 6, classes: int = 3) -> Dataset:
 
 def agreement(n: int, **tables: dict[str, Any]) -> RunSpec:
     """An agreement of `n` members on a model, with full-batch steps unless `tables` say otherwise."""
-    run = {"rounds": 5, "closing_rounds": 2, "members_at_start": n, **tables.pop("run", {})}
+    run = {"rounds": 5, "closing_rounds": 2, "members_at_start": min(n, 4096), **tables.pop("run", {})}
     optimizer = {"lr": 0.3, "momentum": 0.5, "weight_decay": 1e-3, "schedule": "cosine"}
     learner = {
         "local_steps": 2,
@@ -75,15 +81,27 @@ def fleet(
 ) -> Fleet:
     """A fused population that has yet to take its first round."""
     whole = dataset or blobs()
-    learner = build(resolve(spec.learner), _workload(spec, (whole,)).site(0, spec))
-    assert isinstance(learner, NumpyLearner)
-    course = learner.course()
-    assert course is not None
+    course, theta = _course(spec, whole)
     held = holdings(whole, n, options or PartitionOptions(), spec.run.seed)
-    return Fleet(spec, held, course, learner.parameters(), kernels=kernels, threads=threads)
+    return Fleet(spec, held, course, theta, kernels=kernels, threads=threads)
 
 
-def ran(population: Fleet) -> Fleet:
+def pool(
+    n: int,
+    spec: RunSpec,
+    *,
+    active: int,
+    resume: Resume,
+    dataset: Dataset | None = None,
+) -> Pool:
+    """A pool whose peers draw 9 rows of 2 classes, by the kernels in numpy, before its first round."""
+    whole = dataset or blobs()
+    course, theta = _course(spec, whole)
+    held = holdings(whole, n, PartitionOptions(kind="drawn", rows=9, classes=2), spec.run.seed)
+    return Pool(spec, held, course, theta, active=active, resume=resume, kernels=Plain(), threads=1)
+
+
+def ran(population: _Engine) -> _Engine:
     """The same with its run over."""
     while not population.is_over:
         population.step()
@@ -103,6 +121,14 @@ def exact(
     population = Population(spec, sites.factory, [sites.site(i, spec) for i in range(n)])
     population.run()
     return population
+
+
+def _course(spec: RunSpec, whole: Dataset) -> tuple[Course, NDArray[np.float32]]:
+    learner = build(resolve(spec.learner), _workload(spec, (whole,)).site(0, spec))
+    assert isinstance(learner, NumpyLearner)
+    course = learner.course()
+    assert course is not None
+    return course, learner.parameters()
 
 
 def _workload(spec: RunSpec, datasets: tuple[Dataset, ...]) -> Workload:
