@@ -73,7 +73,9 @@ class TrialProgress:
         if self._is_grid and self._bar is None:
             return None
         committed: dict[int, int] = {}
-        peers = trial.scenario.simulation.peers
+        options = trial.scenario.simulation
+        # Fused peers commit together, and one speaks for all.
+        peers = 1 if options.kernels == "fused" else options.peers
         self._counted = 0
 
         def hear(now: float, index: int, fact: Fact) -> None:

@@ -9,6 +9,9 @@ from .terminal import columns
 
 __all__ = ["bytes_text", "verdict_text"]
 
+# Rows of a table of peers at most: a screen's.
+_ROWS = 32
+
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """One row a peer, then what holds for all of them."""
@@ -22,14 +25,20 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
             bytes_text(row.get("bytes_sent")),
             row.get("finished"),
         ]
-        for row in verdict["per_peer"]
+        for row in verdict["per_peer"][:_ROWS]
     ]
+    hidden = len(verdict["per_peer"]) - len(rows)
     metric, alone, mass = verdict["metric"], verdict.get("alone"), verdict.get("mass")
     lines = [
         columns(rows, ("peer", name, "loss", "weight", "sent", "ended")),
+        *([f"and {hidden} more"] if hidden else []),
         "",
         f"{name:<19} mean {metric['mean']:.4f}  min {metric['min']:.4f}  max {metric['max']:.4f}",
     ]
+    if verdict.get("sampled") is not None:
+        lines.append(f"{'judged':<19} {verdict['sampled']} of {verdict['peers']} peers")
+    if verdict.get("mean_model") is not None:
+        lines.append(f"{'mean of all models':<19} {verdict['mean_model']:.4f}")
     if verdict.get("byzantine"):
         liars = f"{verdict['attack'] or 'none'} by {verdict['byzantine']} of {verdict['peers']} peers"
         rule = verdict.get("aggregator") or "none"
@@ -61,6 +70,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         f"{bytes_text(verdict['bytes_sent'])}, {bytes_text(verdict['bytes_per_peer_round'])} a peer and round"
     )
     lines.append(f"{'sent':<19} {sent}")
+    if verdict.get("sampled") is not None:
+        speed = f"{verdict['peer_rounds_per_s']:,.0f} peer-rounds a second, kernels {verdict['kernels']}"
+        lines.append(f"{'speed':<19} {speed}")
     lines.append(f"{'took':<19} {verdict['wall_s']:.2f} s, {verdict['peak_rss_mb']:.0f} MB at most")
     if verdict.get("report"):
         lines.append(f"{'report':<19} {verdict['report']}")

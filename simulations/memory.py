@@ -6,7 +6,7 @@ from pathlib import Path
 
 from p2pfl.errors import ConfigError
 
-__all__ = ["available_bytes", "needed_bytes", "refuse_if_too_large"]
+__all__ = ["available_bytes", "needed_bytes", "refuse_if_beyond", "refuse_if_too_large"]
 
 # Arrays of all models: the one held, the one sent, the last models, and the copy that is judged.
 _OF_POPULATION = 4
@@ -33,12 +33,16 @@ def available_bytes() -> int | None:
 
 def refuse_if_too_large(n: int, d: int, available: int | None = None) -> None:
     """Raises ConfigError when n peers with d parameters do not fit in `available` bytes (None: look)."""
-    needed = needed_bytes(n, d)
+    refuse_if_beyond(needed_bytes(n, d), f"{n} peers with {d} parameters each", available)
+
+
+def refuse_if_beyond(needed: int, what: str, available: int | None = None) -> None:
+    """Raises ConfigError when `needed` bytes, which `what` need, are more than `available` (None: look)."""
     available = available_bytes() if available is None else available
     if available is not None and needed > available:
         raise ConfigError(
-            f"{n} peers with {d} parameters each need {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are"
-            " free; lower simulation.peers or choose a smaller learner.model"
+            f"{what} need {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free;"
+            " lower simulation.peers or choose a smaller learner.model"
         )
 
 

@@ -262,6 +262,42 @@ class Recorder:
         latency_s = latency[1] if isinstance(latency, tuple) else latency
         return max(max(fits), latency_s) if self._schedule.stage(number) == "training" else latency_s
 
+    # --- a fused population --------------------------------------------------------------------------
+
+    def is_due(self, number: int) -> bool:
+        """Whether models are measured after round `number`."""
+        return number in self._due
+
+    def after_fused(
+        self, said: Mapping[str, Any], losses: NDArray[np.float32], peers: int, bytes_sent: int
+    ) -> None:
+        """Take in a round of `peers` whose models nobody reads one by one.
+
+        said: its entry of `per_round`.   losses: of those that trained in it, NaN where a fit failed.
+        """
+        number = int(said["round"])
+        self._at += self._round_s(number)
+        if number not in self._kept:
+            return
+        known = losses[np.isfinite(losses)]
+        loss = None
+        if said["loss"] is not None:
+            loss = {"mean": said["loss"], "min": float(known.min()), "max": float(known.max())}
+        fields: dict[str, Any] = {
+            "round": number,
+            "stage": said["stage"],
+            "at": self._at,
+            "peers": peers,
+            "loss": loss,
+            "consensus_distance": said.get("consensus_distance"),
+            "mass": None,
+            "w": None,
+            "bytes_sent": bytes_sent,
+        }
+        if "metric" in said:
+            fields["metric"] = said["metric"]
+        self._say("round", **fields)
+
     # --- both ----------------------------------------------------------------------------------------
 
     def _measure(self, measured: dict[int, float], index: int, model: Vector) -> None:

@@ -80,13 +80,14 @@ def run_card(scenario: Scenario, cell: Mapping[str, str], rounds: Schedule) -> d
 
 def _graph(scenario: Scenario) -> tuple[list[int], list[tuple[int, int]], int]:
     """(peers drawn, links among them, links in all) of a period of plans; a link is (sender, receiver)."""
-    spec, n = scenario.spec, scenario.simulation.peers
+    spec, n = scenario.spec, scenario.simulation.active or scenario.simulation.peers
     options, seed = spec.gossip.topology, spec.run.seed
     graph = topology.union(*(topology.plan(options, t, n, seed) for t in range(topology.period(options, n))))
     drawn = evenly(n, _DRAWN_PEERS)
     among = set(drawn)
     links = [(i, j) for i in drawn for j in graph.out_neighbours(i) if j in among]
-    in_all = sum(len(graph.out_neighbours(i)) for i in range(n))
+    is_even = graph.offsets is not None
+    in_all = n * len(graph.offsets or ()) if is_even else sum(map(len, graph.out_edges))
     return drawn, [links[at] for at in evenly(len(links), _LINKS)], in_all
 
 

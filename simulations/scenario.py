@@ -31,6 +31,8 @@ from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
+from .lazy import Resume
+from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
 from .network import Partition
 from .placement import placed
 from .population import Control
@@ -97,6 +99,10 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     learn_s: of a hub's learning, and of a distillation; as long as a fit unless it is said.
     speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
+    kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
+    threads: of fused kernels, 0 for one a processor; they change no result.
+    active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
+    resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
@@ -107,8 +113,12 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
 
-    peers: Annotated[int, Meta(ge=1, le=4096)] = 4
+    peers: Annotated[int, Meta(ge=1, le=MOST_FUSED)] = 4
     engine: Literal["world", "population"] = "world"
+    kernels: Literal["exact", "fused"] = "exact"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    active: Annotated[int, Meta(ge=0)] = 0
+    resume: Resume = "own"
     control: Control = "none"
     consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
@@ -232,7 +242,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: [simulation] {error}") from error
     # Everybody is there from the start unless the agreement says otherwise.
-    agreement["run"] = {"members_at_start": simulation.peers, **agreement.get("run", {})}
+    everybody = {"members_at_start": min(simulation.peers, MOST_PEERS)}
+    agreement["run"] = {**everybody, **agreement.get("run", {})}
     spec = runs.decode(agreement, where)
     if spec.run.members_at_start > simulation.peers:
         raise ConfigError(
@@ -281,6 +292,17 @@ def _check_roles(spec: RunSpec, simulation: SimulationOptions, where: str) -> No
 
 def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
     """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
+    if simulation.kernels == "fused":
+        refuse_beyond_fused(spec, simulation, where)
+    elif simulation.active or simulation.resume != "own":
+        raise ConfigError(
+            f'{where}: simulation.active and resume are for kernels = "fused"; without, all take part'
+        )
+    elif simulation.peers > MOST_PEERS:
+        raise ConfigError(
+            f"{where}: simulation.peers is {simulation.peers}, and peers with a key each are at most"
+            f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
+        )
     if simulation.engine == "world":
         if simulation.control != "none" or simulation.consensus_every:
             raise ConfigError(
@@ -309,7 +331,8 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
         "simulation.crypto": not simulation.crypto,
         "simulation.reference": simulation.reference == "none",
-        "run.members_at_start below simulation.peers": spec.run.members_at_start == simulation.peers,
+        "run.members_at_start below simulation.peers": spec.run.members_at_start
+        == min(simulation.peers, MOST_PEERS),
         "trust table but for founders and aggregator": trust == TrustOptions(),
         "gossip.compression": spec.gossip.compression == CompressionOptions(),
         "trust.aggregator 'capped-share'": not is_capped(spec),

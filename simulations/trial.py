@@ -23,6 +23,7 @@ from .attacks import TRIGGERED_KINDS, AttackOptions
 from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
 from .classes import Lines
+from .fleet_trial import run_fleet
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
 from .placement import VICTIM, admitted, cut_off, honest_count
@@ -124,6 +125,8 @@ def run_trial(
     records, and measures on the way, nothing.
     """
     spec, options = scenario.spec, scenario.simulation
+    if options.kernels == "fused":
+        return run_fleet(scenario, listener, cell=cell, events=events)
     honest = honest_count(options.attack, options.peers)
     workload = cut(spec, honest, options.partition, sources=options.data, roles=options.roles)
     recorder = None if events is None else Recorder(scenario, workload, cell)

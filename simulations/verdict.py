@@ -36,6 +36,8 @@ __all__ = [
     "verdict",
 ]
 
+_Sums = NDArray[np.float64] | None
+
 # Purpose of the baselines' random draws: not the peers' own (p2pfl.rounds), so neither repeats the other.
 _BASELINE = 101
 
@@ -47,6 +49,7 @@ class Ran:
     models: one (d,) an honest peer, by peer number.   mass: sums over them, None where models are states.
     attack: its kind.   byzantine: how many peers there were beside the honest.
     per_peer: further fields of each honest peer's row.
+    peers, consensus_distance: of all, where `models` are those of a sample; None takes them from `models`.
     """
 
     engine: str
@@ -59,6 +62,8 @@ class Ran:
     byzantine: int = 0
     per_peer: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     report: str | None = None
+    peers: int | None = None
+    consensus_distance: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +85,7 @@ def judge(workload: Workload, spec: RunSpec) -> Callable[[int, Vector], Metrics]
 
     It raises LearnerError when the learner cannot evaluate.
     """
-    shops: dict[str | int, Workshop] = {}
+    shops: dict[str | int, tuple[Workshop, _Sums]] = {}
 
     def measure(index: int, model: Vector) -> Metrics:
         # On common rows all sites of a role measure alike.
@@ -89,8 +94,9 @@ def judge(workload: Workload, spec: RunSpec) -> Callable[[int, Vector], Metrics]
             site = workload.site(index, spec)
             if workload.pooled is not None:
                 site = replace(site, dataset=workload.pooled)
-            shops[key] = _workshop(workload, site)
-        return _measured(shops[key], model)
+            shop = _workshop(workload, site)
+            shops[key] = shop, _sums(shop)
+        return _measured(*shops[key], model)
 
     return measure
 
@@ -126,13 +132,14 @@ def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | Non
     for i in range(len(workload.datasets)):
         model = _train(workload, spec, workload.site(i, spec), i)
         shop = _workshop(workload, workload.site(i, spec))
-        alone.append(_measured(shop, model).get(name))
+        alone.append(_measured(shop, _sums(shop), model).get(name))
     found = [value for value in alone if value is not None]
     pooled = None
     if workload.pooled is not None:
         site = replace(workload.site(0, spec), dataset=workload.pooled)
         model = _train(workload, spec, site, len(workload.datasets))
-        pooled = _measured(_workshop(workload, site), model).get(name)
+        shop = _workshop(workload, site)
+        pooled = _measured(shop, _sums(shop), model).get(name)
     return pooled, spread(found) if len(found) == len(alone) and found else None
 
 
@@ -149,7 +156,8 @@ def verdict(
     if len(values) < len(measured):
         raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")
     pooled, alone = baselines(workload, spec, name) if with_baselines else (None, None)
-    peers = len(ran.models) + ran.byzantine
+    peers = ran.peers or len(ran.models) + ran.byzantine
+    distance = ran.consensus_distance
     rows = list(ran.per_peer) or [{} for _ in ran.models]
     return {
         "v": 1,
@@ -159,7 +167,7 @@ def verdict(
         "metric": {"name": name, **spread(values)},
         "pooled": pooled,
         "alone": alone,
-        "consensus_distance": _consensus_distance(ran.models),
+        "consensus_distance": _consensus_distance(ran.models) if distance is None else distance,
         "mass": dict(ran.mass) if ran.mass is not None else None,
         "bytes_sent": ran.bytes_sent,
         "bytes_per_peer_round": ran.bytes_sent / max(1, peers * ran.rounds),
@@ -191,18 +199,16 @@ def _workshop(workload: Workload, site: Site) -> Workshop:
     return Workshop(partial(build, workload.factory), site)
 
 
-def _sums(workload: Workload, site: Site) -> NDArray[np.float64] | None:
-    """What the rows of `site` are standardised with: the sums of all sites, or those of the site alone."""
-    statistics = _workshop(workload, site).ready().statistics
+def _sums(shop: Workshop) -> _Sums:
+    """The sums over a learner's own training rows, which it standardises with: all sites' for a pooled data
+    set, and the site's for one that trained alone.  Asked for once, because all rows are read for it.
+    """
+    statistics = shop.ready().statistics
     return statistics if statistics.size else None
 
 
-def _measured(shop: Workshop, model: Vector) -> Metrics:
-    # A learner that standardises is judged with the sums over its own training rows: all sites' for a pooled
-    # data set, and the site's for one that trained alone.
-    statistics = shop.ready().statistics
-    job = Evaluate(round=0, parameters=model, statistics=statistics if statistics.size else None)
-    metrics = shop.evaluate(job).metrics
+def _measured(shop: Workshop, sums: _Sums, model: Vector) -> Metrics:
+    metrics = shop.evaluate(Evaluate(round=0, parameters=model, statistics=sums)).metrics
     if shop.fault:
         raise LearnerError(shop.fault)
     return metrics
@@ -210,7 +216,7 @@ def _measured(shop: Workshop, model: Vector) -> Metrics:
 
 def _train(workload: Workload, spec: RunSpec, site: Site, number: int) -> Vector:
     shop = _workshop(workload, site)
-    statistics = _sums(workload, site)
+    statistics = _sums(_workshop(workload, site))
     model = shop.ready().parameters
     for round_ in range(spec.run.rounds):
         done = shop.train(

@@ -15,7 +15,7 @@ from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.learn.options import PartitionOptions, at_role
 from p2pfl.run import RunSpec, exchange_of
 
-__all__ = ["Workload", "cut"]
+__all__ = ["Workload", "cut", "partition_rng"]
 
 # Keeps the draw of a partition apart from every other use of a run's seed: "part" in ASCII.
 _PURPOSE = 0x70617274
@@ -88,7 +88,7 @@ def cut(
             factory=factory, datasets=tuple(sites), sources=tuple(sources), pooled=pooled, roles=roles
         )
     whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
-    rng = np.random.default_rng([spec.run.seed, _PURPOSE])
+    rng = partition_rng(spec.run.seed)
     rows = partition.split(options, whole.y_train, peers, rng, whole.file_train)
     return Workload(
         factory=factory,
@@ -97,6 +97,11 @@ def cut(
         pooled=whole,
         roles=roles,
     )
+
+
+def partition_rng(seed: int) -> np.random.Generator:
+    """What the partition under a run's seed is drawn with."""
+    return np.random.default_rng([seed, _PURPOSE])
 
 
 def _joined(parts: Sequence[Dataset]) -> Dataset:

@@ -101,12 +101,17 @@ class OptimizerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class PartitionOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one data set becomes many sites; see partition.py for what each kind does with its number."""
+    """How one data set becomes many sites; see partition.py for what each kind does with its number.
 
-    kind: Literal["iid", "dirichlet", "shards", "quantity", "by-file"] = "iid"
+    rows, classes: of each site, `drawn`.
+    """
+
+    kind: Literal["iid", "dirichlet", "shards", "quantity", "by-file", "drawn"] = "iid"
     alpha: _Positive = 0.5
     shards: _Count = 2
     min_rows: _Count = 2
+    rows: _Count = 16
+    classes: _Count = 2
 
 
 class RoleOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,6 +1,6 @@
-"""One data set cut into many sites: evenly, by label, by size or by file.
+"""One data set cut into many sites: evenly, by label, by size or by file; or drawn from by every site.
 
-Each function returns one sorted array of row numbers a site; together they hold every row once.
+Each function but `drawn` returns one sorted array of row numbers a site; together they hold every row once.
 Shapes: `n` rows, `m` sites, `C` classes.
 """
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
 from p2pfl.learn.options import PartitionOptions
+from p2pfl.learn.philox import PARTITION, below, words
 
-__all__ = ["Parts", "split", "iid", "dirichlet", "shards", "quantity", "by_file"]
+__all__ = ["Parts", "split", "iid", "dirichlet", "shards", "quantity", "by_file", "drawn"]
 
 Parts = list[NDArray[np.int64]]
 
@@ -42,6 +43,9 @@ def split(
             if files is None:
                 raise ConfigError('partition = "by-file" needs a csv source with one file a site')
             return by_file(files, sites)
+        case "drawn":
+            seed = int(rng.integers(2**63))
+            return list(drawn(labels, np.arange(sites), options.rows, options.classes, seed))
 
 
 def iid(rows: int, sites: int, rng: np.random.Generator) -> Parts:
@@ -113,6 +117,54 @@ def by_file(files: NDArray[Any], sites: int) -> Parts:
             f'partition = "by-file" finds {found} files for {sites} sites; ask for {found} sites'
         )
     return [np.flatnonzero(files == file).astype(np.int64) for file in np.unique(files)]
+
+
+def drawn(
+    labels: NDArray[Any], sites: NDArray[np.int64], rows: int, classes: int, seed: int
+) -> NDArray[np.int64]:
+    """`rows` different rows of `classes` classes for each site, (m, rows), each site's sorted.
+
+    labels: (n,).   sites: (m,) their numbers: a site's rows follow from its number and the seed alone, so a
+    million sites can share 1,437 rows, and those of a few can be asked for.   Classes are drawn evenly among
+    those there are, and give equally many rows (the first ones one more where it does not come out even).
+    Raises ConfigError when there are too few classes, or too few rows in one.
+    """
+    by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    sizes = np.array([len(members) for members in by_class])
+    quotas = [rows // classes + (c < rows % classes) for c in range(classes)]
+    if classes > len(by_class) or quotas[0] > sizes.min() or quotas[-1] == 0:
+        raise ConfigError(
+            f'partition "drawn" asks for {rows} rows of {classes} classes, and the data have {len(by_class)}'
+            f" classes of at least {sizes.min()} rows; lower rows or classes"
+        )
+    table = np.zeros((len(by_class), sizes.max()), np.int64)
+    for c, members in enumerate(by_class):
+        table[c, : len(members)] = members
+    word = words(seed, PARTITION, 0, sites, classes + rows)
+    found, taken = np.empty((len(sites), rows), np.int64), 0
+    # One draw without repetition after the other, as Floyd has it: the last number there is stands in for
+    # one that was drawn before.  Source: Bentley, Floyd 1987, "A sample of brilliance".
+    picked = _distinct(word[:, :classes], np.full(len(sites), len(by_class)))
+    for c, quota in enumerate(quotas):
+        which = picked[:, c]
+        at = classes + taken
+        places = _distinct(word[:, at : at + quota], sizes[which])
+        found[:, taken : taken + quota] = table[which[:, None], places]
+        taken += quota
+    found.sort(axis=1)
+    return found
+
+
+def _distinct(word: NDArray[np.uint32], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Different numbers below each site's bound from its words.   word: (m, k).   returns: (m, k)."""
+    m, k = word.shape
+    chosen = np.empty((m, k), np.int64)
+    for i in range(k):
+        last = bounds - k + i
+        one = below(word[:, i], last + 1)
+        repeats = (chosen[:, :i] == one[:, None]).any(axis=1)
+        chosen[:, i] = np.where(repeats, last, one)
+    return chosen
 
 
 def _check_enough(rows: int, sites: int, min_rows: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import ConfigError
 from p2pfl.learn.options import PartitionOptions
-from p2pfl.learn.partition import Parts, by_file, dirichlet, iid, quantity, shards, split
+from p2pfl.learn.partition import Parts, by_file, dirichlet, drawn, iid, quantity, shards, split
 
 LABELS = np.repeat(np.arange(10), 60)
 FILES = np.arange(600) % 4
@@ -84,3 +84,25 @@ def test_more_sites_than_rows_are_refused() -> None:
         iid(3, 4, _rng())
     with pytest.raises(ConfigError, match="cannot give"):
         dirichlet(LABELS, 301, 1.0, _rng(), min_rows=2)
+
+
+def test_drawn_rows_are_of_few_classes_and_follow_from_a_site_s_number() -> None:
+    rows = drawn(LABELS, np.arange(4000), 9, 2, seed=3)
+    assert (np.diff(rows, axis=1) > 0).all()
+    counts = classes_of(list(rows))
+    assert {tuple(sorted(row[row > 0])) for row in counts} == {(4, 5)}
+    # Every class and every row is somebody's, about as often.
+    assert counts.sum(axis=0) == pytest.approx(np.full(10, 3600), rel=0.15)
+    assert len(np.unique(rows)) == len(LABELS)
+    np.testing.assert_array_equal(drawn(LABELS, np.array([250, 3]), 9, 2, seed=3), rows[[250, 3]])
+    assert (drawn(LABELS, np.arange(4000), 9, 2, seed=4) != rows).any(axis=1).mean() > 0.99
+
+
+def test_drawn_partitions_share_rows_and_refuse_what_the_data_lack() -> None:
+    options = PartitionOptions(kind="drawn", rows=40, classes=3)
+    parts = split(options, LABELS, 900, _rng())
+    assert {len(part) for part in parts} == {40}
+    assert (classes_of(parts) > 0).sum(axis=1).tolist() == [3] * 900
+    for rows, classes in ((16, 11), (122, 2), (1, 2)):
+        with pytest.raises(ConfigError, match="lower rows or classes"):
+            drawn(LABELS, np.arange(3), rows, classes, seed=0)
