@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/p2pfl demo
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -n 2
 	$(PYTEST) -m slow
 
 test-fast: setup

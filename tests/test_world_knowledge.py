@@ -208,6 +208,12 @@ def test_hubs_of_a_tier_mix_their_models() -> None:
     assert a + b == pytest.approx(3.0 * ROUNDS)
 
 
+def test_hubs_mix_without_telling_each_other_features() -> None:
+    world = splitters(2, 0, grant=False)
+    assert world.run(until_s=100)
+    assert abs(learner_of(world, 0).hub[0] - learner_of(world, 1).hub[0]) == pytest.approx(1.0)
+
+
 def test_no_features_go_where_nobody_said_so() -> None:
     world = splitters(1, 2, grant=False)
     assert world.run(until_s=100)

@@ -101,9 +101,12 @@ class HubExchange:
         return ranked[0] if ranked else None
 
     def partners(self, state: HubState) -> tuple[PeerId, ...]:
-        """The other hubs here whose models this hub mixes with its own: those of one model and split."""
+        """The other hubs here whose models this hub mixes with its own: those of one model and split.
+
+        No features pass between them, so they need not be told any.
+        """
         mine = state.hubs.get(self.me)
-        here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears & state.tells}
+        here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears}
         if mine is None or self.options["tier"] == "none":
             return ()
         same = next(tier for tier in tiers(here | {self.me: mine}) if self.me in tier)
