@@ -77,16 +77,19 @@ class _Open:
         x = model.astype(np.float64)
         if self.first is None or self.total is None:
             self.first, self.total = x, np.zeros_like(x)
-        gap = x - self.first
-        self.total += gap
-        self.squares += float(np.vdot(gap, gap))
+        with np.errstate(all="ignore"):  # of a model that has diverged
+            gap = x - self.first
+            self.total += gap
+            self.squares += float(np.vdot(gap, gap))
 
     def distance(self) -> float | None:
         """The consensus distance of the models that were added."""
         n = len(self.weights)
         if self.total is None or n == 0:
             return None
-        return math.sqrt(max(0.0, self.squares / n - float(np.vdot(self.total, self.total)) / n**2))
+        with np.errstate(all="ignore"):
+            variance = self.squares / n - float(np.vdot(self.total, self.total)) / n**2
+        return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else None
 
 
 class Recorder:
@@ -243,13 +246,15 @@ class Recorder:
                 "error": abs(held + flying - expected) / expected,
             }
         losses = population.losses[:honest].tolist()
+        with np.errstate(all="ignore"):  # of models that have diverged
+            distance = consensus_distance(models[:honest])
         self._round(
             number,
             self._at,
             {i: loss for i, loss in enumerate(losses) if math.isfinite(loss)},
             dict(enumerate(population.held.w[:honest].tolist())),
             measured,
-            distance=consensus_distance(models[:honest]),
+            distance=distance,
             mass=mass,
             bytes_sent=int(population.sent_bodies.sum()) * population.body_bytes(),
         )

@@ -71,12 +71,13 @@ function ledeParts(card) {
 }
 
 function tiles() {
-  return live(el("div", { class: "tiles" }), () => {
+  return live(el("div"), () => {
     const { metric, pooled, alone, consensus_distance: distance, mass, bytes_per_peer_round: sent, backdoor, byzantine } = group();
     const who = byzantine ? "honest peer" : "peer";
     const worst = study.head.is_lower_better ? metric.max : metric.min;
     const virtual = firstOf(study, view.focus, (trial) => trial.end?.virtual_s);
-    return [
+    const which = study.head.groups.length > 1 ? el("p", { class: "which" }, group().label) : null;
+    return [which, el("div", { class: "tiles" },
       tile(metric.name, short(metric.mean), `worst ${who} ${short(worst)}`),
       alone ? tile("each site alone", short(alone.mean), `worst ${short(study.head.is_lower_better ? alone.max : alone.min)}`) : null,
       pooled === null ? null : tile("all data together", short(pooled), "in one place, which nobody had"),
@@ -85,7 +86,7 @@ function tiles() {
       mass ? tile("mass error", short(mass.error, 2), `of ${short(mass.expected)}, relative`) : null,
       tile("sent", bytes(sent), "a peer and round"),
       tile("virtual time", seconds(virtual), `${seconds(group().wall_s)} on this machine`),
-    ];
+    )];
   });
 }
 

@@ -81,6 +81,9 @@ function peerSpec() {
   if (pooled !== null && pooled !== undefined) levels.push({ name: "all data together", y: pooled });
   const summary = all ? `${count(all)} peers from ${short(dots[0].y)} to ${short(dots.at(-1).y)}; the worst decile has ${short(meanOf(decile.map((dot) => dot.y)))} on average.` : "Nothing was measured.";
   const who = group().byzantine ? "honest peer" : "peer";
-  const note = ends.length ? `Each ${who}'s ${metric.name} at the end${several ? ", of every seed" : ""}, worst first; the worst tenth in the other colour, ${short(meanOf(decile.map((dot) => dot.y)))} on average.` : "";
+  const honest = firstOf(study, view.focus, (trial) => trial.card)?.honest ?? 0;
+  const isPart = ends.length && ends[0].per_peer.peer.length < honest;
+  const part = isPart ? ` Drawn are ${count(ends[0].per_peer.peer.length)} of ${count(honest)}; a tenth of all have ${short(ends[0].deciles[isLess ? 9 : 1])} or worse.` : "";
+  const note = ends.length ? `Each ${who}'s ${metric.name} at the end${several ? ", of every seed" : ""}, worst first; the worst tenth in the other colour, ${short(meanOf(decile.map((dot) => dot.y)))} on average.${part}` : "";
   return { title: `${metric.name} of each peer`, metric: metric.name, summary, note, dots, levels, y, xLabel: `${who}s, worst first` };
 }
