@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lessons import digits, done, options, shop, work
+from lessons import digits, done, options, recorded, shop, work
 from sklearn.linear_model import SGDClassifier
-from sklearn.neural_network import MLPClassifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -15,8 +14,7 @@ from p2pfl.errors import LearnerError
 from p2pfl.events import Train
 from p2pfl.ids import PeerId
 from p2pfl.learn.distill import log_softmax
-from p2pfl.learn.learner import Learner, OwnRows, Site, Update
-from p2pfl.learn.lessons import mean_of
+from p2pfl.learn.learner import OwnRows
 from p2pfl.learn.own_rows import held_out
 from p2pfl.learn.sklearn_learner import SklearnLearner
 from p2pfl.learn.torch_learner import TorchLearner
@@ -29,14 +27,9 @@ from p2pfl.work import (
     Extracted,
     Fit,
     Fitted,
-    Judge,
-    Judged,
     Learn,
-    Learned,
-    Mix,
     Mutual,
     Pull,
-    Samples,
     Summarise,
     Summarised,
     Teacher,
@@ -174,66 +167,8 @@ def test_a_plain_fit_is_the_learners_own() -> None:
     assert worked.metrics == trained.metrics
 
 
-class Recording:
-    """A learner cut in two that notes what it is asked."""
-
-    def __init__(self, site: Site) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.x, self.labels = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 3
-        self.hub = np.zeros(4, np.float32)
-
-    holds_hub_model = True
-
-    def parameters(self) -> Any:
-        return np.zeros(2, np.float32)
-
-    def evaluate(self, parameters: Any) -> Any:
-        return {}
-
-    def fit(self, parameters: Any, rng: Any) -> Update:
-        raise AssertionError("a hub run's fits are all taught")
-
-    def expected(self) -> Expected:
-        return Expected(classes=3, width=2, model_values=4)
-
-    def classes(self) -> int:
-        return 3
-
-    def own_rows(self) -> Any:
-        return self.x, self.labels
-
-    def features(self, parameters: Any, x: Any) -> Any:
-        return np.asarray(x, np.float32)
-
-    def answer(self, parameters: Any, x: Any) -> Any:
-        return np.tile(np.array([[1.0, 2.0, 0.5]], np.float32), (len(x), 1))
-
-    def fit_taught(self, parameters: Any, x: Any, labels: Any, targets: Any, rng: Any, **how: Any) -> Update:
-        self.asked.append((x, labels, targets, how))
-        return Update(parameters=parameters + 1, samples=len(x))
-
-    def learn(self, hidden: Any, labels: Any, targets: Any, rng: Any, **how: Any) -> Any:
-        self.asked.append((hidden, labels, targets, how))
-        return {"train_loss": 1.0}
-
-    def hub_answer(self, hidden: Any) -> Any:
-        return np.concatenate([hidden, hidden[:, :1]], axis=1)
-
-    def hub_model(self) -> Any:
-        return self.hub
-
-    def adopt_hub_model(self, model: Any) -> None:
-        self.hub = model
-
-
-def _recorded() -> tuple[Any, Recording]:
-    bench = shop("hub", factory=Recording)
-    found: Any = bench.learner
-    return bench, found
-
-
 def test_a_fit_in_a_hub_run_leaves_the_held_out_rows_out() -> None:
-    bench, learner = _recorded()
+    bench, learner = recorded()
     done(bench, Fit(), np.zeros(2, np.float32))
     x, labels, targets, how = learner.asked[0]
     fits = ~held_out(3, 20)
@@ -245,7 +180,7 @@ def test_a_fit_in_a_hub_run_leaves_the_held_out_rows_out() -> None:
 
 
 def test_each_row_gets_its_own_soft_label_and_a_row_without_one_its_own_answer() -> None:
-    bench, learner = _recorded()
+    bench, learner = recorded()
     rows = np.array([7, 2, 19], np.uint64)
     z = np.array([[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]])
     teacher = Teacher(ids=rows, log_p=log_softmax(z), alpha=0.7, temperature=2.0)
@@ -258,7 +193,7 @@ def test_each_row_gets_its_own_soft_label_and_a_row_without_one_its_own_answer()
 
 
 def test_a_soft_label_of_no_row_is_a_fault() -> None:
-    bench, _ = _recorded()
+    bench, _ = recorded()
     teacher = Teacher(ids=np.array([20], np.uint64), log_p=np.zeros((1, 3)), alpha=1.0, temperature=3.0)
     worked = bench.work(work(Fit(teacher=teacher), np.zeros(2, np.float32)))
     assert worked.result is None
@@ -346,7 +281,7 @@ def test_distilling_teaches_the_rows_that_are_used_and_no_other() -> None:
 
 
 def test_features_are_of_own_rows_under_their_numbers() -> None:
-    bench, learner = _recorded()
+    bench, learner = recorded()
     found = done(bench, Extract(most=100), np.zeros(2, np.float32)).result
     assert isinstance(found, Extracted)
     assert found.ids.dtype == np.uint64
@@ -356,146 +291,3 @@ def test_features_are_of_own_rows_under_their_numbers() -> None:
     assert few.ids.size == 8
     np.testing.assert_array_equal(few.hidden, learner.x[few.ids.astype(int)])
     np.testing.assert_array_equal(few.labels, learner.labels[few.ids.astype(int)])
-
-
-# --- a hub's model -----------------------------------------------------------------------------------
-
-
-def _samples(n: int, first: float = 0.0, **other: Any) -> Samples:
-    hidden = np.arange(2 * n, dtype=np.float32).reshape(n, 2) + np.float32(first)
-    whole: dict[str, Any] = {"hidden": hidden, "z": np.zeros((n, 3)), "labels": np.arange(n) % 3}
-    return Samples(**(whole | other))
-
-
-def test_a_hub_learns_all_senders_in_one_set_and_answers_each_in_its_order() -> None:
-    bench, learner = _recorded()
-    coded = _samples(2, hidden=np.array([[1, 2], [3, 4]], np.int8), scales=np.array([0.5, 2.0], np.float32))
-    job = Learn(
-        features={B: _samples(4), A: coded},
-        only_answer={PeerId("c"): _samples(3)},
-        alpha=0.3,
-        temperature=2.0,
-    )
-    worked = done(bench, job, np.zeros(2, np.float32))
-    hidden, labels, targets, how = learner.asked[0]
-    np.testing.assert_array_equal(hidden[:2], [[0.5, 1.0], [6.0, 8.0]])
-    np.testing.assert_array_equal(hidden[2:], _samples(4).hidden)
-    np.testing.assert_array_equal(labels, [0, 1, 0, 1, 2, 0])
-    np.testing.assert_allclose(targets, 1 / 3)
-    assert how == {"alpha": 0.3, "temperature": 2.0}
-    assert isinstance(worked.result, Learned)
-    assert {peer: z.shape for peer, z in worked.result.logits.items()} == {
-        A: (2, 3),
-        B: (4, 3),
-        PeerId("c"): (3, 3),
-    }
-    np.testing.assert_array_equal(worked.result.logits[B][:, :2], _samples(4).hidden)
-    assert worked.metrics == {"hub_train_loss": 1.0}
-    assert worked.parameters is None
-
-
-def test_a_sender_is_judged_by_the_cross_entropy_of_its_labels() -> None:
-    bench, _ = _recorded()
-    found: Any = done(bench, Judge(features={A: _samples(4), B: _samples(0)}), np.zeros(2, np.float32)).result
-    assert isinstance(found, Judged)
-    z = np.concatenate([_samples(4).hidden, _samples(4).hidden[:, :1]], axis=1)
-    expected = -log_softmax(z)[np.arange(4), _samples(4).labels].mean()
-    assert found.losses[A] == pytest.approx(expected)
-    assert np.isnan(found.losses[B])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"labels": np.array([0, 1, 3])},
-        {"hidden": np.zeros((3, 5), np.float32)},
-        {"hidden": np.full((3, 2), np.inf, np.float32)},
-        {"z": np.zeros((3, 4))},
-    ],
-)
-def test_features_that_do_not_fit_the_hub_are_a_fault(bad: Any) -> None:
-    bench, learner = _recorded()
-    job = Learn(features={A: _samples(3, **bad)}, only_answer={}, alpha=1.0, temperature=3.0)
-    worked = bench.work(work(job, np.zeros(2, np.float32)))
-    assert worked.result is None
-    assert worked.fault
-    assert learner.asked == []
-
-
-def test_hubs_mix_to_the_same_bits_in_whatever_order_and_adopt_only_one() -> None:
-    rng = np.random.default_rng(0)
-    models = [(rng.normal(size=100) * 10.0**k).astype(np.float32) for k in (-6, 0, 6)]
-    np.testing.assert_array_equal(mean_of(models), mean_of(models[::-1]))
-    np.testing.assert_allclose(mean_of(models), np.mean(models, axis=0, dtype=np.float64), rtol=1e-6)
-    bench, learner = _recorded()
-    learner.hub = np.full(4, 2.0, np.float32)
-    given = {A: np.full(4, 4.0, np.float32), B: np.full(4, 9.0, np.float32)}
-    done(bench, Mix(models=given), np.zeros(2, np.float32))
-    np.testing.assert_array_equal(learner.hub, np.full(4, 5.0))
-    done(bench, Mix(models={B: given[B]}, is_adopted=True), np.zeros(2, np.float32))
-    np.testing.assert_array_equal(learner.hub, np.full(4, 9.0))
-    for wrong in (
-        Mix(models={}),
-        Mix(models=given, is_adopted=True),
-        Mix(models={A: np.zeros(3, np.float32)}),
-    ):
-        assert bench.work(work(wrong, np.zeros(2, np.float32))).fault
-
-
-def test_what_user_code_gives_is_checked_before_it_leaves() -> None:
-    bench, learner = _recorded()
-    wrong: Any = {
-        "answer": lambda *_: np.zeros((1, 3)),
-        "features": lambda *_: np.full((20, 2), np.nan),
-        "own_rows": lambda: (np.zeros((20, 2)), np.full(20, 7)),
-    }
-    for name, function in wrong.items():
-        bench, learner = _recorded()
-        setattr(learner, name, function)
-        worked = bench.work(work(Extract(most=100), np.zeros(2, np.float32)))
-        assert worked.result is None
-        assert worked.fault.startswith("LearnerError") or name in worked.fault
-
-
-def test_an_exit_in_user_code_is_a_fault_and_the_next_job_goes_on() -> None:
-    bench, found = _recorded()
-    learner: Any = found
-
-    def leave(*_: Any) -> Any:
-        raise SystemExit(3)
-
-    learner.features = leave
-    assert "exit(3)" in bench.work(work(Extract(most=5), np.zeros(2, np.float32))).fault
-    del learner.features
-    assert bench.work(work(Extract(most=5), np.zeros(2, np.float32))).fault == ""
-
-
-def test_a_deadline_leaves_partial_work() -> None:
-    looks = iter(range(100))
-    bench = shop("hub", GKT, role="hub", should_stop=lambda: next(looks) >= 2)
-    start = bench.ready().parameters
-    x: Any = done(bench, Extract(most=60), start).result
-    job = Learn(
-        features={A: Samples(hidden=x.hidden, z=x.logits, labels=x.labels)},
-        only_answer={},
-        alpha=1.0,
-        temperature=3.0,
-    )
-    found: Any = done(bench, job, start).result
-    assert next(looks) == 3
-    assert found.logits[A].shape == (60, 10)
-
-
-def test_a_probe_run_takes_any_classifier_that_answers_and_distils() -> None:
-    d = digits()
-
-    def factory(site: Site) -> Learner:
-        return SklearnLearner(MLPClassifier((16,)), d.x_train, d.y_train, d.x_test, d.y_test, range(10))
-
-    bench = shop("probe", factory=factory)
-    ready = bench.ready()
-    assert ready.expected == Expected(classes=10)
-    found: Any = done(bench, Answer(), ready.parameters).result
-    p = np.exp(log_softmax(found.logits))
-    job = Distill(p=p, is_used=np.ones(40, bool), alpha=1.0, temperature=3.0, epochs=2)
-    assert done(bench, job, ready.parameters).parameters is not None

@@ -12,12 +12,12 @@ import numpy as np
 from p2pfl.learn.data import Dataset, load, part
 from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.jobs import Workshop
-from p2pfl.learn.learner import LearnerFactory, Site
+from p2pfl.learn.learner import LearnerFactory, Site, Update
 from p2pfl.learn.options import LearnerOptions, at_role
 from p2pfl.learn.probes import digest_of, read
-from p2pfl.work import Job, Work, Worked
+from p2pfl.work import Expected, Job, Work, Worked
 
-__all__ = ["PROBE", "digits", "options", "shop", "work"]
+__all__ = ["PROBE", "Recording", "digits", "done", "options", "recorded", "shop", "work"]
 
 # Forty digits that `digits` has not among its first rows.
 _SOURCE = "sklearn:digits#1000-1040"
@@ -76,3 +76,62 @@ def done(bench: Workshop, job: Job, parameters: Any, number: int = 1) -> Worked:
     assert worked.fault == ""
     assert (worked.round, worked.number) == (4, number)
     return worked
+
+
+class Recording:
+    """A learner cut in two that notes what it is asked."""
+
+    def __init__(self, site: Site) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.x, self.labels = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 3
+        self.hub = np.zeros(4, np.float32)
+
+    holds_hub_model = True
+
+    def parameters(self) -> Any:
+        return np.zeros(2, np.float32)
+
+    def evaluate(self, parameters: Any) -> Any:
+        return {}
+
+    def fit(self, parameters: Any, rng: Any) -> Update:
+        raise AssertionError("a hub run's fits are all taught")
+
+    def expected(self) -> Expected:
+        return Expected(classes=3, width=2, model_values=4)
+
+    def classes(self) -> int:
+        return 3
+
+    def own_rows(self) -> Any:
+        return self.x, self.labels
+
+    def features(self, parameters: Any, x: Any) -> Any:
+        return np.asarray(x, np.float32)
+
+    def answer(self, parameters: Any, x: Any) -> Any:
+        return np.tile(np.array([[1.0, 2.0, 0.5]], np.float32), (len(x), 1))
+
+    def fit_taught(self, parameters: Any, x: Any, labels: Any, targets: Any, rng: Any, **how: Any) -> Update:
+        self.asked.append((x, labels, targets, how))
+        return Update(parameters=parameters + 1, samples=len(x))
+
+    def learn(self, hidden: Any, labels: Any, targets: Any, rng: Any, **how: Any) -> Any:
+        self.asked.append((hidden, labels, targets, how))
+        return {"train_loss": 1.0}
+
+    def hub_answer(self, hidden: Any) -> Any:
+        return np.concatenate([hidden, hidden[:, :1]], axis=1)
+
+    def hub_model(self) -> Any:
+        return self.hub
+
+    def adopt_hub_model(self, model: Any) -> None:
+        self.hub = model
+
+
+def recorded() -> tuple[Any, Recording]:
+    """A learner that notes what it is asked, at work."""
+    bench = shop("hub", factory=Recording)
+    found: Any = bench.learner
+    return bench, found
