@@ -276,7 +276,7 @@ function slopeNote() {
   const card = firstOf(study, view.focus, (trial) => trial.card);
   const gap = card?.spectral_gap ?? null;
   if (gap === null) return "How far the models are from their mean. No slope is predicted: a robust rule or a control mixes, or the graph is too large or grows.";
-  if (gap >= 1) return "How far the models are from their mean. On this graph one round without training brings them together.";
+  if (gap >= 1) return "How far the models are from their mean. On this graph one period of its plans without training, a single round for a complete one, brings them all the way together.";
   const points = pointsOf(study, view.focus, "round", (event) => event.consensus_distance);
   const found = measuredSlope(study, view.focus, points);
   const slope = `a spectral gap of ${short(gap, 3)}: each round leaves ${short(1 - gap, 3)} of the distance${found === null ? "" : `; measured ${short(found, 3)}`}`;
