@@ -22,7 +22,7 @@ toolchain:
 $(VENV)/.done: pyproject.toml constraints.txt | toolchain
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sklearn,dp,sim]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sklearn,dp,sim,ray]'
 	@touch $@
 
 demo: setup

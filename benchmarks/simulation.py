@@ -22,8 +22,9 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from p2pfl.simulations.fleet import Fleet, Gang, own_threads
+from p2pfl.simulations.fleet import Fleet
 from p2pfl.simulations.fleet_trial import mustered
+from p2pfl.simulations.matrix import Gang, Matrix, own_threads
 from p2pfl.simulations.scenario import Scenario, load
 
 STATIC = "gossip.topology.kind=exponential"
@@ -82,7 +83,8 @@ def row(name: str, peers: int, threads: int, *settings: str) -> None:
     assert isinstance(fleet, Fleet)
     fleet.step()
     grown = (resident() - before) / peers
-    gang, d = fleet.gang, fleet.d
+    assert isinstance(fleet.matrix, Matrix)
+    gang, d = fleet.matrix.gang, fleet.d
     # A period of the one-peer graph, because near neighbours are in the cache and far ones are not.
     once, spent = typical(fleet.step, max(5, (peers - 1).bit_length()))
     del fleet

@@ -36,8 +36,8 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 @click.argument("folders", nargs=-1, metavar="", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--engine",
-    type=click.Choice(["world", "population"]),
-    help="Real peers over an event queue, or many as one matrix.  [default: world]",
+    type=click.Choice(["world", "population", "ray"]),
+    help="Real peers over an event queue, many as one matrix, or that over Ray workers.  [default: world]",
 )
 @click.option("--peers", type=click.IntRange(min=1), help="How many sites, instead of the scenario's.")
 @click.option("--rounds", type=click.IntRange(min=0), help="Training rounds, instead of the scenario's.")
@@ -49,9 +49,12 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Trials at once, each in a process.",
+    help="Trials at once, each in a process.  [default: 1; on Ray one a processor]",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="Trials at Ray's workers; `local` starts Ray here.  [default with --engine ray: RAY_ADDRESS, local]",
 )
 @click.option(
     "-o",
@@ -86,7 +89,8 @@ def simulate(
     seed: int | None,
     seeds: str | None,
     settings: tuple[str, ...],
-    jobs: int,
+    jobs: int | None,
+    ray_address: str | None,
     output: Path | None,
     fresh: bool,
     join: str | None,
@@ -105,7 +109,7 @@ def simulate(
     """
     only_joined = {"--partition": partition, "--inner-rounds": inner_rounds, "--data": data, "--yes": yes}
     if join is not None:
-        others = (engine, rounds, seed, seeds, settings, jobs > 1, output, fresh, folders)
+        others = (engine, rounds, seed, seeds, settings, jobs, ray_address, output, fresh, folders)
         if any(one not in (None, (), False) for one in others):
             raise ConfigError(
                 "--join takes --peers, --partition, --inner-rounds, --data and --yes; everything else is in"
@@ -136,6 +140,8 @@ def simulate(
     from p2pfl.simulations import expect, sweep
     from p2pfl.simulations.scenario import load, parse_seeds
 
+    if ray_address:
+        os.environ["RAY_ADDRESS"] = ray_address
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given; keep one")
     chosen = load(scenario, peers=peers, rounds=rounds, seed=seed, engine=engine, settings=settings)
@@ -147,7 +153,8 @@ def simulate(
     with TrialProgress(terminal, todo, is_grid=bool(chosen.axes)) as progress:
         verdicts = sweep.run(
             todo,
-            jobs=jobs,
+            jobs=jobs or (0 if ray_address else 1),
+            on_ray=bool(ray_address),
             folder=folder,
             fresh=fresh,
             listen=progress.listen,

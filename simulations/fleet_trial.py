@@ -7,7 +7,8 @@ verdict's `per_peer` has rows for the sample only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from p2pfl.learn.philox import SAMPLE, chosen
 from p2pfl.schedule import Schedule
 
 from . import verdict
-from .fleet import Fleet
+from .fleet import Fleet, nominal, own_matrix
 from .holdings import holdings
-from .kernels import load
+from .kernels import drill, load
 from .lazy import Pool
 from .recorder import Recorder
+from .routes import routes_of
 from .scenario import Scenario
+from .shards import Cluster, Shards, cluster
 from .workload import Workload
 
 __all__ = ["Engine", "mustered", "run_fleet", "sampled"]
@@ -55,12 +58,39 @@ def run_fleet(
     events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The verdict on a scenario with fused kernels; see run_trial.  Raises ConfigError, LearnerError."""
-    options = scenario.simulation
     began = time.perf_counter()
-    fleet, workload = mustered(scenario, _teller(listener))
-    ready = time.perf_counter()
+    with _hands(scenario) as hands:
+        fleet, workload = mustered(scenario, _teller(listener), hands)
+        recorder = None if events is None else Recorder(scenario, workload, cell)
+        result = _ran(scenario, workload, fleet, recorder, listener, began)
+    if recorder is not None and events is not None:
+        recorder.finish(result)
+        events += recorder.events
+    return result
+
+
+@contextmanager
+def _hands(scenario: Scenario) -> Iterator[Cluster | None]:
+    """Ray's workers where the scenario asks for several, else None."""
+    options = scenario.simulation
+    if options.engine != "ray" or options.shards == 1:
+        yield None
+        return
+    with cluster(processors=options.shards * options.threads) as hands:
+        yield hands
+
+
+def _ran(
+    scenario: Scenario,
+    workload: Workload,
+    fleet: Engine,
+    recorder: Recorder | None,
+    listener: _Listener | None,
+    began: float,
+) -> dict[str, Any]:
+    """All rounds of `fleet`, and the verdict.   began: on the clock, with the data still to be read."""
+    options, ready = scenario.simulation, time.perf_counter()
     judge = _Judge(workload, scenario)
-    recorder = None if events is None else Recorder(scenario, workload, cell)
     trained: dict[str, Any] | None = None
     while not fleet.is_over:
         fleet.step()
@@ -77,17 +107,16 @@ def run_fleet(
             listener(float(fleet.round), 0, _fact(said, fleet.schedule))
     fleet.finish()
     wall_s = time.perf_counter() - began
-    result = _verdict(scenario, workload, fleet, judge, trained, wall_s, time.perf_counter() - ready)
-    if recorder is not None and events is not None:
-        recorder.finish(result)
-        events += recorder.events
-    return result
+    return _verdict(scenario, workload, fleet, judge, trained, wall_s, time.perf_counter() - ready)
 
 
-def mustered(scenario: Scenario, say: Callable[[str], None] = lambda _: None) -> tuple[Engine, Workload]:
+def mustered(
+    scenario: Scenario, say: Callable[[str], None] = lambda _: None, hands: Cluster | None = None
+) -> tuple[Engine, Workload]:
     """The population of a scenario before its first round, and what its models are judged with.
 
-    say: is told when kernels are slow.   Raises ConfigError, LearnerError.
+    say: is told when kernels are slow.   hands: who is to hold its rows; None: this process.
+    Raises ConfigError, LearnerError.
     """
     spec, options = scenario.spec, scenario.simulation
     whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
@@ -100,9 +129,17 @@ def mustered(scenario: Scenario, say: Callable[[str], None] = lambda _: None) ->
             ' use simulation.kernels = "exact"'
         )
     held = holdings(whole, options.peers, options.partition, spec.run.seed)
-    theta, kernels, threads = learner.parameters(), load(say), options.threads
+    theta, threads = learner.parameters(), options.threads
+    if hands is not None:
+        shards = options.shards or max(2, hands.machines)
+        threads, routes = hands.threads(shards, threads), routes_of(spec, held.n)
+        weights, does, seed = nominal(spec, held), drill(course), spec.run.seed
+        split = Shards(hands, held, weights, theta, does, seed, routes, shards=shards, threads=threads)
+        return Fleet(spec, held, course, theta, split), workload
+    kernels = load(say)
     if not options.active:
-        return Fleet(spec, held, course, theta, kernels=kernels, threads=threads), workload
+        matrix = own_matrix(spec, held, course, theta, kernels=kernels, threads=threads)
+        return Fleet(spec, held, course, theta, matrix), workload
     resume, active = options.resume, options.active
     pool = Pool(spec, held, course, theta, active=active, resume=resume, kernels=kernels, threads=threads)
     return pool, workload
@@ -150,7 +187,7 @@ def _verdict(
     # Judging is not part of a round.
     rounds_s = max(rounds_s - judge.seconds, 1e-9)
     ran = verdict.Ran(
-        engine="population",
+        engine=scenario.simulation.engine,
         models=list(fleet.models(sample)),
         mass=fleet.mass(),
         bytes_sent=fleet.bytes_sent(),
@@ -172,7 +209,8 @@ def _verdict(
         ],
         extra={
             "control": "none",
-            "kernels": fleet.kernels.name,
+            "kernels": fleet.kernels,
+            "shards": fleet.shards,
             "sampled": len(sample),
             "trained": trained,
             "online_loss": fleet.online_loss(),

@@ -25,9 +25,10 @@ from p2pfl.learn.philox import ACTIVE, chosen
 from p2pfl.run import RunSpec
 from p2pfl.schedule import Schedule, schedule
 
-from .fleet import Fleet, needed_bytes
+from .fleet import Fleet, own_matrix
 from .holdings import Holdings
 from .kernels import Kernels
+from .matrix import needed_bytes
 from .memory import refuse_if_beyond
 
 __all__ = ["Pool", "Resume"]
@@ -64,7 +65,9 @@ class Pool:
         self._theta, self._resume, self._holdings, self._seed = theta, resume, holdings, spec.run.seed
         # What is active now; whose rows they are changes every round.
         self.active: Indices = np.arange(active)
-        self._live = Fleet(spec, replace(holdings, n=active), course, theta, kernels=kernels, threads=threads)
+        live = replace(holdings, n=active)
+        self._matrix = own_matrix(spec, live, course, theta, kernels=kernels, threads=threads)
+        self._live = Fleet(spec, live, course, theta, self._matrix)
 
     # --- driving -------------------------------------------------------------------------------------
 
@@ -79,8 +82,8 @@ class Pool:
         self.active = chosen(self._seed, ACTIVE, live.round, self.n, len(self.active))
         places = self._placed(self.active)
         if self._resume == "own":
-            live.held[:], live.w = self._kept[places], self._kept_w[places]
-        live.rows = self._holdings.of(self.active)
+            self._matrix.held[:], live.w = self._kept[places], self._kept_w[places]
+        self._matrix.rows = self._holdings.of(self.active)
         live.faults[:] = 0
         live.step()
         self._keep(places)
@@ -111,9 +114,14 @@ class Pool:
         return self._live.losses
 
     @property
-    def kernels(self) -> Kernels:
-        """The kernels in use."""
+    def kernels(self) -> str:
+        """The name of the kernels at work."""
         return self._live.kernels
+
+    @property
+    def shards(self) -> int:
+        """In how many parts the rows of active peers lie: one."""
+        return self._live.shards
 
     @property
     def per_round(self) -> list[dict[str, Any]]:
@@ -149,13 +157,14 @@ class Pool:
         """The mean of the models that are judged, (d,)."""
         if self._resume == "handed" or not self.trained:
             return self._live.mean_model()
-        return self._live.mean_of(self._kept[: self.trained], self._kept_w[: self.trained])
+        return self._matrix.total(self._scale(), self._kept[: self.trained]) / self.trained
 
     def consensus_distance(self, mean: Floats) -> float:
         """The root mean square distance of the models that are judged from their mean."""
         if self._resume == "handed" or not self.trained:
             return self._live.consensus_distance(mean)
-        return self._live.distance_of(self._kept[: self.trained], self._kept_w[: self.trained], mean)
+        squares = self._matrix.spread(self._scale(), mean, self._kept[: self.trained])
+        return math.sqrt(squares / self.trained)
 
     def book(self, peers: NDArray[np.integer]) -> list[dict[str, Any]]:
         """What a verdict's rows have of some peers' books."""
@@ -197,4 +206,8 @@ class Pool:
         return self._places[peers]
 
     def _keep(self, places: NDArray[np.int32]) -> None:
-        self._kept[places], self._kept_w[places] = self._live.held, self._live.w
+        self._kept[places], self._kept_w[places] = self._matrix.held, self._live.w
+
+    def _scale(self) -> NDArray[np.float32]:
+        """What makes models of the rows that are kept."""
+        return (1 / self._kept_w[: self.trained]).astype(np.float32)

@@ -26,7 +26,8 @@ def refuse_beyond_fused(spec: RunSpec, simulation: SimulationOptions, where: str
     """
     learner, optimizer = spec.learner, spec.learner.optimizer
     checks = {
-        "simulation.engine other than 'population'": simulation.engine == "population",
+        "simulation.engine 'world'": simulation.engine != "world",
+        "simulation.active on Ray": not simulation.active or simulation.engine != "ray",
         "simulation.control": simulation.control == "none",
         "simulation.attack": not simulation.attack.byzantine,
         "simulation.data, a source for each site": not simulation.data,
@@ -42,6 +43,7 @@ def refuse_beyond_fused(spec: RunSpec, simulation: SimulationOptions, where: str
         or spec.run.weights == "uniform",
         "simulation.baselines": not simulation.baselines,
     }
+    cure = "--engine population" if simulation.engine == "ray" else 'simulation.kernels = "exact"'
     for what, can in checks.items():
         if not can:
-            raise ConfigError(f'{where}: fused kernels have no {what}; use simulation.kernels = "exact"')
+            raise ConfigError(f"{where}: fused kernels have no {what}; use {cure}")

@@ -225,6 +225,11 @@ def learning(options: FrontOptions, spec: RunSpec, isolation: str) -> LearnerPro
     Raises ConfigError when the agreement's learner cannot be shared out.
     """
     _checked(Site(options=spec.learner, dp_sgd=dp_sgd_of(spec)), options)
+    if spec.knowledge.exchange.kind != "none":
+        raise ConfigError(
+            f"knowledge.exchange.kind {spec.knowledge.exchange.kind!r} asks one learner about its rows, and"
+            ' virtual peers are many that share one model; it takes "none", or a node without --join'
+        )
     if isolation == "thread":
         return InlineLearner(
             partial(Front, options), runner=partial(trio.to_thread.run_sync, abandon_on_cancel=True)

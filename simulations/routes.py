@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from p2pfl.aggregation import mixer_of
 from p2pfl.gossip import topology
 from p2pfl.gossip.mixing import Floats, Indices, Kind, Mixer, uniform_fraction
 from p2pfl.gossip.topology import Plan
+from p2pfl.run import RunSpec
 from p2pfl.trust.screening import MIN_WEIGHT
 
 from .kernels import Links, links, no_links
 
-__all__ = ["Route", "route"]
+__all__ = ["Route", "route", "routes_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +102,12 @@ def route(plan: Plan, mixer: Mixer) -> Route:
         senders=W.senders[order],
         weights=W.weights[order],
     )
+
+
+def routes_of(spec: RunSpec, n: int) -> list[Route] | None:
+    """All that rounds of n peers take, a period of them; None where every round has another graph."""
+    options, seed = spec.gossip.topology, spec.run.seed
+    if options.is_redrawn:
+        return None
+    plans = [topology.plan(options, t, n, seed) for t in range(topology.period(options, n))]
+    return [route(plan, mixer_of(spec)) for plan in plans]

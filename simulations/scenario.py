@@ -99,10 +99,13 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     learn_s: of a hub's learning, and of a distillation; as long as a fit unless it is said.
     speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
+    "ray" splits a population over Ray workers, always with fused kernels; see shards.py.
     kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
     threads: of fused kernels, 0 for one a processor; they change no result.
     active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
     resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
+    threads: of fused kernels, 0 for one a processor; they change no result.   shards: ray only, how many
+    workers hold the peers; 0 is one a machine, and two on a single one; 1 does without Ray.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
     measurements of the consensus distance, 0 for none; population only, as control is.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
@@ -114,11 +117,12 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     peers: Annotated[int, Meta(ge=1, le=MOST_FUSED)] = 4
-    engine: Literal["world", "population"] = "world"
+    engine: Literal["world", "population", "ray"] = "world"
     kernels: Literal["exact", "fused"] = "exact"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     active: Annotated[int, Meta(ge=0)] = 0
     resume: Resume = "own"
+    shards: Annotated[int, Meta(ge=0, le=1024)] = 0
     control: Control = "none"
     consensus_every: Annotated[int, Meta(ge=0)] = 0
     partition: PartitionOptions = PartitionOptions()
@@ -241,6 +245,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         simulation = msgspec.convert(table.get("simulation", {}), SimulationOptions)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: [simulation] {error}") from error
+    if simulation.engine == "ray":
+        simulation = msgspec.structs.replace(simulation, kernels="fused")
     # Everybody is there from the start unless the agreement says otherwise.
     everybody = {"members_at_start": min(simulation.peers, MOST_PEERS)}
     agreement["run"] = {**everybody, **agreement.get("run", {})}

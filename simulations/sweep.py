@@ -1,8 +1,8 @@
-"""Trials: every cell of a scenario under every seed, side by side in processes, and kept for the next time.
+"""Trials: every cell of a scenario under every seed, side by side, and kept for the next time.
 
 Theory of operation.  A trial is a pure function of its scenario and seed, so where and when it runs changes
-nothing.  With one job it runs here; with several, each of as many processes (trial_worker.py) takes the next
-trial that nobody has.  Whatever the order they end in, they are handed on in the order of cells and seeds.
+nothing.  With one job it runs here; with several, at as many processes or workers of Ray (parallel.py).
+Whatever the order they end in, they are handed on in the order of cells and seeds.
 
 In a folder, a trial is two files, each written whole or not at all, that hold its key: a hash of all that the
 verdict follows from, which is the resolved scenario, the seed, the data files' names, sizes and times, and
@@ -17,9 +17,7 @@ import glob
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,14 +25,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import trio
 
 import p2pfl
 from p2pfl import errors
-from p2pfl.errors import LocalError, P2PFLError, StoreError
+from p2pfl.errors import ConfigError, LocalError, P2PFLError, StoreError
 from p2pfl.events import Fact
 
-from . import event_file
+from . import event_file, parallel, shards
+from .balance import Job
 from .grid import shown
 from .scenario import Scenario
 from .trial import run_trial
@@ -42,10 +40,6 @@ from .trial import run_trial
 __all__ = ["Trial", "key", "run", "trials"]
 
 _Verdict = dict[str, Any]
-# One read of a worker's answer; a verdict has about 400 bytes a peer.
-_READ_BYTES = 1 << 16
-# Seconds that a process may take to go once it has closed its end or was killed; it does so at once.
-_REAP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +87,7 @@ def run(
     todo: Sequence[Trial],
     *,
     jobs: int = 1,
+    on_ray: bool = False,
     folder: Path | None = None,
     fresh: bool = False,
     listen: Callable[[Trial], Callable[[float, int, Fact], None] | None] = lambda _: None,
@@ -103,7 +98,9 @@ def run(
 
     folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own module are never
     found, because what it imports is not known.   listen: facts of a trial as they occur, with one job only.
-    done: each verdict, in the order of `todo`, and whether it was found.   Raises P2PFLError with the trial.
+    on_ray: jobs are Ray's workers, not processes here, 0 as many as it has processors; trials that are split
+    over them run one after the other.   done: each verdict, in the order of `todo`, and whether it was found.
+    Raises P2PFLError with the trial.
     """
     verdicts: dict[int, _Verdict] = {}
     told = 0
@@ -129,83 +126,86 @@ def run(
         else:
             found.add(number)
             end(number, old)
-    if jobs == 1 or len(missing) < 2:
-        for number, trial in missing:
-            events: list[dict[str, Any]] | None = None if folder is None else []
-            try:
-                verdict = run_trial(trial.scenario, listener=listen(trial), cell=trial.cases, events=events)
-                if folder is not None and events is not None:
-                    event_file.write(event_file.place(folder / trial.file_name), events, key(trial))
-                finish(number, verdict)
-            except P2PFLError as error:
-                raise _named(trial, type(error).__name__, str(error)) from error
+    is_split = any(_is_split(trial.scenario) for _, trial in missing)
+    if is_split and jobs > 1:
+        raise ConfigError("engine ray gives its workers to one trial at a time; leave --jobs out")
+    if is_split or len(missing) < 2 or (jobs == 1 and not on_ray):
+        # Ray takes seconds to begin, so all trials have the same.
+        with shards.cluster() if is_split else contextlib.nullcontext():
+            for number, trial in missing:
+                finish(number, _here(trial, folder, listen(trial)))
     else:
-        try:
-            trio.run(_all, missing, jobs, folder, finish)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        _at_once(missing, jobs, on_ray, folder, finish)
     return [verdicts[number] for number in range(len(todo))]
 
 
-# --- processes -------------------------------------------------------------------------------------------
+def _is_split(scenario: Scenario) -> bool:
+    """Whether the peers of this trial lie at several workers."""
+    return scenario.simulation.engine == "ray" and scenario.simulation.shards != 1
 
 
-async def _all(
+def _here(trial: Trial, folder: Path | None, listener: Callable[[float, int, Fact], None] | None) -> _Verdict:
+    """The verdict on a trial that is run in this process, its events kept."""
+    events: list[dict[str, Any]] | None = None if folder is None else []
+    try:
+        verdict = run_trial(trial.scenario, listener=listener, cell=trial.cases, events=events)
+    except P2PFLError as error:
+        raise _named(trial, type(error).__name__, str(error)) from error
+    if folder is not None and events is not None:
+        event_file.write(event_file.place(folder / trial.file_name), events, key(trial))
+    return verdict
+
+
+# --- side by side ----------------------------------------------------------------------------------------
+
+
+def _at_once(
     todo: Sequence[tuple[int, Trial]],
     jobs: int,
+    on_ray: bool,
     folder: Path | None,
     finish: Callable[[int, _Verdict], None],
 ) -> None:
-    queue = iter(todo)
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(jobs, len(todo))):
-            nursery.start_soon(_serve, queue, folder, finish)
+    """Have `jobs` workers run what is to be done, and hand on each verdict as it comes."""
+
+    def file_of(trial: Trial) -> Path | None:
+        return None if folder is None else event_file.place(folder / trial.file_name)
+
+    def order(trial: Trial) -> str:
+        file = file_of(trial)
+        # Ray's workers may be on machines that have not this folder: they tell the events.
+        events = None if file is None else "" if on_ray else str(file)
+        parts = {"cell": dict(trial.cases), "trial": key(trial), "events": events}
+        return json.dumps({**_order(trial.scenario), **parts})
+
+    def done(position: int, answer: dict[str, Any]) -> None:
+        number, trial = todo[position]
+        match answer:
+            case {"verdict": verdict, "events": events}:
+                file = file_of(trial)
+                if file is not None and events is not None:
+                    event_file.write(file, events, key(trial))
+                finish(number, verdict)
+            case {"error": kind, "message": message}:
+                raise _named(trial, kind, message)
+
+    trials = [trial for _, trial in todo]
+    orders, works = list(map(order, trials)), list(map(_work, trials))
+    if on_ray:
+        with shards.cluster(processors=jobs) as cluster:
+            workers = min(jobs or cluster.processors, len(todo))
+            parallel.at_ray_workers(cluster, orders, works, workers, done)
+    else:
+        parallel.in_processes(orders, works, min(jobs, len(todo)), done)
 
 
-async def _serve(
-    queue: Iterator[tuple[int, Trial]], folder: Path | None, finish: Callable[[int, _Verdict], None]
-) -> None:
-    """One process, and the trials it takes."""
-    # Started from this thread, whose end the kernel takes for its parent's; trio would use one of its pool,
-    # which end when idle.  In a session of its own, because Ctrl-C is for us, who then end it.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "p2pfl.simulations.trial_worker", str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    orders = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
-    answers = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
-    process.stdin.close()
-    process.stdout.close()
-    try:
-        for number, trial in queue:
-            order = {**_order(trial.scenario), "cell": dict(trial.cases), "trial": key(trial)}
-            order["events"] = None if folder is None else str(event_file.place(folder / trial.file_name))
-            # A process that has ended says so by its answer.
-            with contextlib.suppress(trio.BrokenResourceError):
-                await orders.send_all(json.dumps(order).encode() + b"\n")
-            answer = await _line(answers)
-            if not answer:
-                code = process.wait(_REAP_S)
-                raise _named(
-                    trial,
-                    "LocalError",
-                    f"its process ended with {code}; was it out of memory? try fewer --jobs",
-                )
-            match json.loads(answer):
-                case {"verdict": verdict}:
-                    finish(number, verdict)
-                case {"error": kind, "message": message}:
-                    raise _named(trial, kind, message)
-    finally:
-        process.kill()
-        orders.close()
-        answers.close()
-        process.wait(_REAP_S)
+def _work(trial: Trial) -> Job:
+    """What is known of how long a trial takes before it has run; those of one cell differ by chance."""
+    spec, options = trial.scenario.spec, trial.scenario.simulation
+    rounds, learner = spec.run.rounds + spec.run.closing_rounds, spec.learner
+    # The logarithms of sizes are taken, and no round at all is a cell of its own.
+    sizes = (options.peers, max(rounds, 1), learner.local_steps * learner.batch_size)
+    return Job(sizes=tuple(map(float, sizes)), kind=shown(trial.cases) if trial.cases else "")
 
 
 def _order(scenario: Scenario) -> dict[str, Any]:
@@ -215,28 +215,11 @@ def _order(scenario: Scenario) -> dict[str, Any]:
     return order
 
 
-async def _line(stream: trio.abc.ReceiveStream) -> bytes:
-    """The next answer; empty at the end.  Nothing is read ahead, because one answer follows one order."""
-    answer = bytearray()
-    while not answer.endswith(b"\n"):
-        part = await stream.receive_some(_READ_BYTES)
-        if not part:
-            return b""
-        answer += part
-    return bytes(answer)
-
-
 def _named(trial: Trial, kind: str, message: str) -> P2PFLError:
     """An error of the tree by its name, with the trial in front."""
     found = getattr(errors, kind, LocalError)
     assert issubclass(found, P2PFLError)
     return found(f"{trial.name}: {message}")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What one process failed with; the others were cancelled, or failed at the same moment."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 # --- what is kept ----------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""A process that runs trials for sweep.py: `python -m p2pfl.simulations.trial_worker PARENT`.
+"""Who runs trials for parallel.py: a process, `python -m p2pfl.simulations.trial_worker PARENT`, or Ray's.
 
-One JSON object a line: in, a scenario's name, spec and simulation, its cell, the trial's key and the path of
-its event file (null: none); out, its verdict or an error's kind and text.  What trials print goes to standard
-error.  It ends with its input, and the kernel kills it with its parent.
+One JSON object a line: in, a scenario's name, spec and simulation, its cell, and what is to become of its
+events: null, the path of a file, whose key is beside it, or "" to have them told; out, an empty object once
+it is there, then for each order its verdict and events, or an error's kind and text.  What trials of the
+process print goes to standard error.  It ends with its input, and the kernel kills it with its parent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from . import event_file
 from .scenario import Scenario, SimulationOptions
 from .trial import run_trial
 
-__all__ = ["main"]
+__all__ = ["TrialWorker", "main"]
 
 
 def main(parent: int) -> None:
@@ -31,9 +32,22 @@ def main(parent: int) -> None:
     die_with(parent)
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        answers.write("{}\n")
+        answers.flush()
         for line in sys.stdin:
             answers.write(json.dumps(_answer(json.loads(line))) + "\n")
             answers.flush()
+
+
+class TrialWorker:
+    """The same within a worker of Ray."""
+
+    def ready(self) -> None:
+        """Return, once what trials need was imported."""
+
+    def answer(self, order: str) -> str:
+        """The answer to an order, both a line of JSON."""
+        return json.dumps(_answer(json.loads(order)))
 
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +60,10 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     events: list[dict[str, Any]] | None = None if order["events"] is None else []
     try:
         verdict = run_trial(scenario, cell=order["cell"], events=events)
-        if events is not None:
+        if events is not None and order["events"]:
             event_file.write(Path(order["events"]), events, order["trial"])
-        return {"verdict": verdict}
+            events = None
+        return {"verdict": verdict, "events": events}
     except P2PFLError as error:
         return {"error": type(error).__name__, "message": str(error)}
 

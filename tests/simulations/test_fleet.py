@@ -11,8 +11,8 @@ from fleets import TOPOLOGIES, UNEVEN, agreement, blobs, exact, fleet, ran
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.simulations import memory
-from p2pfl.simulations.fleet import Gang, needed_bytes
 from p2pfl.simulations.fleet_trial import sampled
+from p2pfl.simulations.matrix import Gang, needed_bytes
 from p2pfl.simulations.plain import Plain
 from p2pfl.simulations.scenario import load
 from p2pfl.simulations.trial import run_trial
@@ -111,7 +111,7 @@ def test_a_sample_is_everybody_or_256_different_peers_that_the_seed_decides() ->
 
 def test_settings_that_fused_kernels_lack_are_refused_by_name() -> None:
     for setting, named in (
-        ("simulation.engine=world", "engine other than 'population'"),
+        ("simulation.engine=world", "simulation.engine 'world'"),
         ("simulation.control=alone", "simulation.control"),
         ("learner.standardise=site", "learner.standardise"),
         ("simulation.baselines=true", "simulation.baselines"),

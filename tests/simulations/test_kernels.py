@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleets import TOPOLOGIES, UNEVEN, agreement, blobs, exact, fleet, ran
+from fleets import TOPOLOGIES, UNEVEN, agreement, blobs, exact, fleet, matrix_of, ran
 
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.learn.philox import BATCHES, shuffled, words
@@ -68,7 +68,7 @@ def test_every_built_in_model_is_trained_as_in_numpy(classes: int, model: dict[s
 def test_threads_and_blocks_change_no_bit() -> None:
     spec = minibatches(300, gossip={"topology": {"kind": "random-regular", "degree": 4}})
     one, two = (ran(fleet(300, spec, Compiled(), options=DRAWN, threads=threads)) for threads in (1, 2))
-    assert one.held.tobytes() == two.held.tobytes()
+    assert matrix_of(one).held.tobytes() == matrix_of(two).held.tobytes()
     assert one.mean_model().tobytes() == two.mean_model().tobytes()
     third = fleet(300, spec, Compiled(), options=DRAWN)
 
@@ -79,8 +79,8 @@ def test_threads_and_blocks_change_no_bit() -> None:
                 return [work(0, n)]
             return [work(lo, hi) for lo, hi in reversed(list(pairwise(ends)))]
 
-    third.gang = Uneven()  # type: ignore[assignment]
-    assert ran(third).held.tobytes() == one.held.tobytes()
+    matrix_of(third).gang = Uneven()  # type: ignore[assignment]
+    assert matrix_of(ran(third)).held.tobytes() == matrix_of(one).held.tobytes()
 
 
 def test_the_order_of_peers_changes_no_bit() -> None:
@@ -88,16 +88,15 @@ def test_the_order_of_peers_changes_no_bit() -> None:
 
     def trained(order: Any) -> Fleet:
         population = fleet(64, spec, Compiled(), options=DRAWN)
-        rows = population.rows
-        population.rows = rows._replace(
-            table=rows.table[order], counts=rows.counts[order], ids=rows.ids[order]
-        )
+        matrix = matrix_of(population)
+        rows = matrix.rows
+        matrix.rows = rows._replace(table=rows.table[order], counts=rows.counts[order], ids=rows.ids[order])
         population.step()
         return population
 
     order = np.random.default_rng(0).permutation(64)
     straight, mixed = trained(np.arange(64)), trained(order)
-    assert mixed.held.tobytes() == straight.held[order].tobytes()
+    assert matrix_of(mixed).held.tobytes() == matrix_of(straight).held[order].tobytes()
 
 
 def test_a_compiled_fit_that_diverges_is_found() -> None:

@@ -166,6 +166,14 @@ def test_what_virtual_peers_cannot_stand_for_is_refused_with_the_cure(
             learning(FrontOptions(**{"peers": PEERS, **options}), spec, "process")
 
 
+def test_an_exchange_of_knowledge_is_not_for_virtual_peers(rows: Path) -> None:
+    spec = agreement(rows)
+    exchange = msgspec.structs.replace(spec.knowledge.exchange, kind="proxy")
+    knowledge = msgspec.structs.replace(spec.knowledge, exchange=exchange)
+    with pytest.raises(ConfigError, match="asks one learner about its rows"):
+        learning(FrontOptions(peers=PEERS), msgspec.structs.replace(spec, knowledge=knowledge), "process")
+
+
 def test_virtual_peers_mix_once_between_two_halves_of_their_steps_where_there_are_halves() -> None:
     assert inner_rounds_of(LearnerOptions(local_steps=50), None) == 2
     assert inner_rounds_of(LearnerOptions(local_steps=5), None) == 1

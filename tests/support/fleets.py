@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import numpy as np
+from hands import OwnHands
 from numpy.typing import NDArray
 
 from p2pfl.learn import data, partition
@@ -14,15 +15,18 @@ from p2pfl.learn.factory import build, resolve
 from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.run import RunSpec, decode
-from p2pfl.simulations.fleet import Fleet
+from p2pfl.simulations.fleet import Fleet, nominal, own_matrix
 from p2pfl.simulations.holdings import holdings
-from p2pfl.simulations.kernels import Kernels
+from p2pfl.simulations.kernels import Kernels, drill
 from p2pfl.simulations.lazy import Pool, Resume
+from p2pfl.simulations.matrix import Matrix
 from p2pfl.simulations.plain import Plain
 from p2pfl.simulations.population import Population
+from p2pfl.simulations.routes import routes_of
+from p2pfl.simulations.shards import Hands, Shards
 from p2pfl.simulations.workload import Workload, partition_rng
 
-__all__ = ["TOPOLOGIES", "UNEVEN", "agreement", "blobs", "exact", "fleet", "pool", "ran"]
+__all__ = ["TOPOLOGIES", "UNEVEN", "agreement", "blobs", "exact", "fleet", "matrix_of", "pool", "ran"]
 
 _Engine = TypeVar("_Engine", Fleet, Pool)
 
@@ -78,12 +82,28 @@ def fleet(
     dataset: Dataset | None = None,
     options: PartitionOptions | None = None,
     threads: int = 1,
+    shards: int = 1,
+    hands: Hands | None = None,
 ) -> Fleet:
-    """A fused population that has yet to take its first round."""
+    """A fused population that has yet to take its first round.   shards: split so, over workers here."""
     whole = dataset or blobs()
     course, theta = _course(spec, whole)
     held = holdings(whole, n, options or PartitionOptions(), spec.run.seed)
-    return Fleet(spec, held, course, theta, kernels=kernels, threads=threads)
+    if shards > 1:
+        weights, does, routes = nominal(spec, held), drill(course), routes_of(spec, n)
+        workers = hands or OwnHands()
+        split = Shards(
+            workers, held, weights, theta, does, spec.run.seed, routes, shards=shards, threads=threads
+        )
+        return Fleet(spec, held, course, theta, split)
+    matrix = own_matrix(spec, held, course, theta, kernels=kernels, threads=threads)
+    return Fleet(spec, held, course, theta, matrix)
+
+
+def matrix_of(population: Fleet) -> Matrix:
+    """The rows of a fused population that lie in this process."""
+    assert isinstance(population.matrix, Matrix)
+    return population.matrix
 
 
 def pool(
