@@ -22,10 +22,12 @@ from p2pfl.learn.philox import SAMPLE, chosen
 from p2pfl.schedule import Schedule
 
 from . import verdict
+from .asynchronous import push_gossip
 from .fleet import Fleet
 from .holdings import holdings
 from .kernels import load
 from .lazy import Pool
+from .push_gossip import PushGossip
 from .recorder import Recorder
 from .scenario import Scenario
 from .workload import Workload
@@ -37,7 +39,7 @@ __all__ = ["Engine", "mustered", "run_fleet", "sampled"]
 _SAMPLE = 256
 
 _Listener = Callable[[float, int, Fact], None]
-Engine = Fleet | Pool
+Engine = Fleet | Pool | PushGossip
 
 
 def sampled(peers: Indices, seed: int) -> Indices:
@@ -101,6 +103,8 @@ def mustered(scenario: Scenario, say: Callable[[str], None] = lambda _: None) ->
         )
     held = holdings(whole, options.peers, options.partition, spec.run.seed)
     theta, kernels, threads = learner.parameters(), load(say), options.threads
+    if options.schedule == "asynchronous":
+        return push_gossip(scenario, held, course, theta, kernels), workload
     if not options.active:
         return Fleet(spec, held, course, theta, kernels=kernels, threads=threads), workload
     resume, active = options.resume, options.active
@@ -182,6 +186,7 @@ def _verdict(
             "trained_peers": fleet.trained if isinstance(fleet, Pool) else fleet.n,
             "peer_rounds_per_s": fleet.peer_rounds / rounds_s,
             "round_s": rounds_s / max(1, fleet.round),
+            **(fleet.timing(rounds_s) if isinstance(fleet, PushGossip) else {}),
         },
     )
     found = verdict.verdict(ran, workload, spec, metric=scenario.simulation.metric, with_baselines=False)
