@@ -23,10 +23,12 @@ from p2pfl.learn.philox import SAMPLE, chosen
 from p2pfl.schedule import Schedule
 
 from . import verdict
+from .asynchronous import push_gossip
 from .fleet import Fleet, nominal, own_matrix
 from .holdings import holdings
 from .kernels import drill, load
 from .lazy import Pool
+from .push_gossip import PushGossip
 from .recorder import Recorder
 from .routes import routes_of
 from .scenario import Scenario
@@ -40,7 +42,7 @@ __all__ = ["Engine", "mustered", "run_fleet", "sampled"]
 _SAMPLE = 256
 
 _Listener = Callable[[float, int, Fact], None]
-Engine = Fleet | Pool
+Engine = Fleet | Pool | PushGossip
 
 
 def sampled(peers: Indices, seed: int) -> Indices:
@@ -137,6 +139,8 @@ def mustered(
         split = Shards(hands, held, weights, theta, does, seed, routes, shards=shards, threads=threads)
         return Fleet(spec, held, course, theta, split), workload
     kernels = load(say)
+    if options.schedule == "asynchronous":
+        return push_gossip(scenario, held, course, theta, kernels), workload
     if not options.active:
         matrix = own_matrix(spec, held, course, theta, kernels=kernels, threads=threads)
         return Fleet(spec, held, course, theta, matrix), workload
@@ -220,6 +224,7 @@ def _verdict(
             "trained_peers": fleet.trained if isinstance(fleet, Pool) else fleet.n,
             "peer_rounds_per_s": fleet.peer_rounds / rounds_s,
             "round_s": rounds_s / max(1, fleet.round),
+            **(fleet.timing(rounds_s) if isinstance(fleet, PushGossip) else {}),
         },
     )
     found = verdict.verdict(ran, workload, spec, metric=scenario.simulation.metric, with_baselines=False)

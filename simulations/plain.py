@@ -18,7 +18,7 @@ from p2pfl.learn.philox import BATCHES, shuffled, words
 
 from .kernels import Drill, Links, Rows
 
-__all__ = ["Plain", "orders"]
+__all__ = ["Plain", "fit", "orders"]
 
 # Peers that train and mix at a time: see crews.py, where some hundred are best.
 _PEERS = 256
@@ -52,7 +52,7 @@ class Plain:
             moved = np.zeros_like(z)
             for count in np.unique(rows.counts[start:end]).tolist():
                 those = np.flatnonzero(rows.counts[start:end] == count)
-                moved[those], losses[start + those] = _fit(
+                moved[those], losses[start + those] = fit(
                     z[those], start + those, count, drill, rows, rate, seed, number
                 )
             self.blend(X, Y, start, end, links)
@@ -91,7 +91,14 @@ class Plain:
         return found
 
 
-def orders(ids: NDArray[np.integer], count: int, batch: int, steps: int, seed: int, number: int) -> Indices:
+def orders(
+    ids: NDArray[np.integer],
+    count: int,
+    batch: int,
+    steps: int,
+    seed: int,
+    number: int | NDArray[np.integer],
+) -> Indices:
     """Places among a peer's `count` rows of each step's batch, (steps, m, batch).
 
     Epochs of shuffled rows end to end, as learn/batches.py has them; unshuffled where one batch is all rows.
@@ -107,10 +114,20 @@ def orders(ids: NDArray[np.integer], count: int, batch: int, steps: int, seed: i
     return order[:, : steps * batch].reshape(m, steps, batch).swapaxes(0, 1)
 
 
-def _fit(
-    z: Vectors, peers: Indices, count: int, drill: Drill, rows: Rows, rate: float, seed: int, number: int
+def fit(
+    z: Vectors,
+    peers: Indices,
+    count: int,
+    drill: Drill,
+    rows: Rows,
+    rate: float,
+    seed: int,
+    number: int | NDArray[np.integer],
 ) -> tuple[Vectors, NDArray[np.float64]]:
-    """How far the fits move `z`, (m, d), zeros where they diverge; and the mean losses, NaN there."""
+    """How far the fits move `z`, (m, d), zeros where they diverge; and the mean losses, NaN there.
+
+    count: of rows, the same for all.   number: of the round, or (m,) of each peer's.
+    """
     batch = min(drill.batch_size, count)
     net = Perceptron(tuple(drill.layers.tolist()), batch, len(peers))
     net.theta[:] = z

@@ -281,7 +281,7 @@ class Recorder:
         said: its entry of `per_round`.   losses: of those that trained in it, NaN where a fit failed.
         """
         number = int(said["round"])
-        self._at += self._round_s(number)
+        self._at = said.get("at", self._at + self._round_s(number))
         if number not in self._kept:
             return
         known = losses[np.isfinite(losses)]

@@ -14,25 +14,22 @@ import msgspec
 from msgspec import Meta, Struct
 
 from p2pfl import run as runs
-from p2pfl.aggregation import is_capped, mixer_of
+from p2pfl.aggregation import mixer_of
 from p2pfl.errors import ConfigError
-from p2pfl.gossip.options import CompressionOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
-from p2pfl.knowledge.options import KnowledgeOptions
 from p2pfl.learn.options import PartitionOptions, at_role
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
-from p2pfl.trust.options import TrustOptions
 
 from . import classes, expect
 from . import grid as grids
-from .attacks import WORLD_KINDS, AttackOptions
+from .attacks import AttackOptions
 from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
 from .lazy import Resume
-from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
+from .limits import MOST_FUSED, MOST_PEERS, check_engine
 from .network import Partition
 from .placement import placed
 from .population import Control
@@ -102,6 +99,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     "ray" splits a population over Ray workers, always with fused kernels; see shards.py.
     kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
     threads: of fused kernels, 0 for one a processor; they change no result.
+    schedule: "synchronous" rounds, or "asynchronous" peers on clocks of their own, with fused kernels; see
+    slots.py.
     active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
     resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
     threads: of fused kernels, 0 for one a processor; they change no result.   shards: ray only, how many
@@ -120,6 +119,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     engine: Literal["world", "population", "ray"] = "world"
     kernels: Literal["exact", "fused"] = "exact"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    schedule: Literal["synchronous", "asynchronous"] = "synchronous"
     active: Annotated[int, Meta(ge=0)] = 0
     resume: Resume = "own"
     shards: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -267,7 +267,7 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         Lines(simulation.access, simulation.network.link(), simulation.peers, 0)
     except ConfigError as error:
         raise ConfigError(f"{where}: [simulation] {error}") from error
-    _check_engine(spec, simulation, where)
+    check_engine(spec, simulation, where)
     if simulation.attack.byzantine and mixer_of(spec) is PUSH_PULL:
         raise ConfigError(
             f"{where}: simulation.attack forges models, and push-pull's shares hold a tracker as well; choose"
@@ -294,60 +294,6 @@ def _check_roles(spec: RunSpec, simulation: SimulationOptions, where: str) -> No
             at_role(spec.learner, role)
     except ConfigError as error:
         raise ConfigError(f"{where}: simulation.roles, who plays which of learner.roles: {error}") from error
-
-
-def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
-    """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
-    if simulation.kernels == "fused":
-        refuse_beyond_fused(spec, simulation, where)
-    elif simulation.active or simulation.resume != "own":
-        raise ConfigError(
-            f'{where}: simulation.active and resume are for kernels = "fused"; without, all take part'
-        )
-    elif simulation.peers > MOST_PEERS:
-        raise ConfigError(
-            f"{where}: simulation.peers is {simulation.peers}, and peers with a key each are at most"
-            f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
-        )
-    if simulation.engine == "world":
-        if simulation.control != "none" or simulation.consensus_every:
-            raise ConfigError(
-                f'{where}: simulation.control and consensus_every are for engine "population"; add'
-                " --engine population"
-            )
-        return
-    network, fits = simulation.network, simulation.fit_s
-    latency = network.latency_s if isinstance(network.latency_s, tuple) else (network.latency_s,) * 2
-    fit_s = max(fits) if isinstance(fits, tuple) else fits
-    trust = msgspec.structs.replace(spec.trust, founders=(), quorum=1, aggregator=TrustOptions().aggregator)
-    checks = {
-        "simulation.churn": simulation.churn == ChurnOptions(),
-        f"simulation.attack {simulation.attack.kind!r}": simulation.attack.kind not in WORLD_KINDS,
-        f"simulation.attack with control {simulation.control!r}": not simulation.attack.byzantine
-        or simulation.control not in ("centralised", "without-weights"),
-        "simulation.network.loss, duplication or reorder": not (
-            network.loss or network.duplication or network.reorder
-        ),
-        "simulation.network.bandwidth_mbit_s": not network.bandwidth_mbit_s,
-        "simulation.network.partitions": not network.partitions,
-        "simulation.network.latency_s as a range": latency[0] == latency[1],
-        "simulation.speed": not simulation.speed,
-        "simulation.access": not simulation.access,
-        "simulation.fit_s with unequal times": not isinstance(fits, tuple) or len(set(fits)) == 1,
-        "simulation.fit_s and latencies beyond run.deadline_s": fit_s + 2 * latency[0] < spec.run.deadline_s,
-        "simulation.crypto": not simulation.crypto,
-        "simulation.reference": simulation.reference == "none",
-        "run.members_at_start below simulation.peers": spec.run.members_at_start
-        == min(simulation.peers, MOST_PEERS),
-        "trust table but for founders and aggregator": trust == TrustOptions(),
-        "gossip.compression": spec.gossip.compression == CompressionOptions(),
-        "trust.aggregator 'capped-share'": not is_capped(spec),
-        "learner.roles": not spec.learner.roles,
-        "knowledge exchange": spec.knowledge == KnowledgeOptions(),
-    }
-    for what, can in checks.items():
-        if not can:
-            raise ConfigError(f"{where}: the population engine has no {what}; use --engine world")
 
 
 def set_key(table: dict[str, Any], setting: str) -> None:

@@ -17,8 +17,10 @@ __all__ = [
     "KEY_STEPS",
     "MULTIPLIERS",
     "PARTITION",
+    "PUSH",
     "ROUNDS",
     "SAMPLE",
+    "START",
     "Words",
     "below",
     "chosen",
@@ -36,7 +38,7 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
 # The last word of the counter: what a draw is for.
-BATCHES, PARTITION, ACTIVE, SAMPLE = 1, 2, 3, 4
+BATCHES, PARTITION, ACTIVE, SAMPLE, START, PUSH = 1, 2, 3, 4, 5, 6
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -64,13 +66,15 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def words(seed: int, stream: int, number: int, peers: NDArray[np.integer], count: int) -> Words:
-    """The first `count` words of each peer's stream in round `number`, (m, count)."""
+def words(
+    seed: int, stream: int, number: int | NDArray[np.integer], peers: NDArray[np.integer], count: int
+) -> Words:
+    """The first `count` words of each peer's stream in round `number`, or in that of its own, (m, count)."""
     blocks = -(-count // 4)
     counter = np.empty((len(peers), blocks, 4), np.uint32)
     counter[..., 0] = np.arange(blocks, dtype=np.uint32)
     counter[..., 1] = np.asarray(peers, np.uint32)[:, None]
-    counter[..., 2], counter[..., 3] = number, stream
+    counter[..., 2], counter[..., 3] = np.reshape(number, (-1, 1)), stream
     return philox4x32(counter, key_of(seed)).reshape(len(peers), 4 * blocks)[:, :count]
 
 

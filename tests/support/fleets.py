@@ -26,7 +26,18 @@ from p2pfl.simulations.routes import routes_of
 from p2pfl.simulations.shards import Hands, Shards
 from p2pfl.simulations.workload import Workload, partition_rng
 
-__all__ = ["TOPOLOGIES", "UNEVEN", "agreement", "blobs", "exact", "fleet", "matrix_of", "pool", "ran"]
+__all__ = [
+    "TOPOLOGIES",
+    "UNEVEN",
+    "agreement",
+    "blobs",
+    "course_of",
+    "exact",
+    "fleet",
+    "matrix_of",
+    "pool",
+    "ran",
+]
 
 _Engine = TypeVar("_Engine", Fleet, Pool)
 
@@ -87,7 +98,7 @@ def fleet(
 ) -> Fleet:
     """A fused population that has yet to take its first round.   shards: split so, over workers here."""
     whole = dataset or blobs()
-    course, theta = _course(spec, whole)
+    course, theta = course_of(spec, whole)
     held = holdings(whole, n, options or PartitionOptions(), spec.run.seed)
     if shards > 1:
         weights, does, routes = nominal(spec, held), drill(course), routes_of(spec, n)
@@ -116,7 +127,7 @@ def pool(
 ) -> Pool:
     """A pool whose peers draw 9 rows of 2 classes, by the kernels in numpy, before its first round."""
     whole = dataset or blobs()
-    course, theta = _course(spec, whole)
+    course, theta = course_of(spec, whole)
     held = holdings(whole, n, PartitionOptions(kind="drawn", rows=9, classes=2), spec.run.seed)
     return Pool(spec, held, course, theta, active=active, resume=resume, kernels=Plain(), threads=1)
 
@@ -143,7 +154,8 @@ def exact(
     return population
 
 
-def _course(spec: RunSpec, whole: Dataset) -> tuple[Course, NDArray[np.float32]]:
+def course_of(spec: RunSpec, whole: Dataset) -> tuple[Course, NDArray[np.float32]]:
+    """What every fit does, and the first model of all."""
     learner = build(resolve(spec.learner), _workload(spec, (whole,)).site(0, spec))
     assert isinstance(learner, NumpyLearner)
     course = learner.course()
