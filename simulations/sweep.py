@@ -101,7 +101,7 @@ def run(
     """The verdicts on `todo`, in its order, each with its `cell`, `seed` and `trial`, the key, and with a
     folder its `file`, beside which its events are.
 
-    folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own module are never
+    folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own code are never
     found, because what it imports is not known.   listen: facts of a trial as they occur, with one job only.
     done: each verdict, in the order of `todo`, and whether it was found.   Raises P2PFLError with the trial.
     """
@@ -243,7 +243,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _found(path: Path, trial: Trial) -> _Verdict | None:
-    if trial.scenario.spec.learner.module:
+    if trial.scenario.spec.learner.module or trial.scenario.spec.gossip.topology.function:
         return None
     beside = event_file.place(path)
     try:
