@@ -42,7 +42,11 @@ _AWAY_S = 1.0
 @click.option("--label", metavar="COLUMN", help="The column of a csv to predict.")
 @click.option("--target", metavar="TEST", help="Instead a test that makes a binary label: 'num > 0'.")
 @click.option("--model", type=click.Choice(["logistic", "mlp", "cnn"]), help="[default: mlp]")
-@click.option("--partition", metavar="KIND", help="iid, dirichlet:0.5, shards:2, quantity:0.5 or by-file.")
+@click.option(
+    "--partition",
+    metavar="KIND",
+    help="iid, dirichlet:0.5, shards:2, quantity:0.5, by-file or by-column:NAME.",
+)
 @click.option("--metric", default="", help="The metric of the verdict.  [default: accuracy]")
 @click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
 @click.option(

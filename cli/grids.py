@@ -12,6 +12,9 @@ from .verdicts import bytes_text
 
 __all__ = ["comparison_text", "grid_text", "outcomes_text"]
 
+# Distances between models that float32 cannot tell from 0, as a part of the first.
+_ROUNDING = 1e-6
+
 
 def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]]) -> str:
     """All cells: the metric's mean over the seeds, the worst seed, and the worst peer of all seeds.
@@ -47,11 +50,26 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
         ):
             return f"{name}: mean over the seeds (worst seed) worst {who}\n{matrix}{star}"
     losses = [cell.get("online_loss") for cell in cells]
+    paces = [_pace(cell.get("mixing")) for cell in cells]
+    mixed = ("exact after", "slope", "contraction", "left") if any(map(any, paces)) else ()
     table = [
-        [*cell, *found[:-1], None if loss is None else f"{loss:.4f}", found[-1]]
-        for (cell, found), loss in zip(numbers.items(), losses, strict=True)
+        [*cell, *found[:-1], None if loss is None else f"{loss:.4f}", *pace[: len(mixed)], found[-1]]
+        for (cell, found), loss, pace in zip(numbers.items(), losses, paces, strict=True)
     ]
-    return columns(table, (*axes, name, "worst seed", f"worst {who}", "online loss", "")) + star
+    return columns(table, (*axes, name, "worst seed", f"worst {who}", "online loss", *mixed, "")) + star
+
+
+def _pace(mixing: Mapping[str, Any] | None) -> list[str | None]:
+    """What rounds that only mixed did: rounds until exact, slope, contraction, and what is left."""
+    if mixing is None:
+        return [None] * 4
+    exact, left = mixing["exact_after"], mixing["left"]
+    # Beyond rounding of float32 there is nothing left to measure.
+    return [
+        None if exact is None else f"{exact:g}",
+        *(f"{mixing[part]:.4f}" for part in ("slope", "contraction")),
+        f"{left:.2g}" if left > _ROUNDING else "0",
+    ]
 
 
 def outcomes_text(outcomes: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,7 @@ def agree(
     ticket: None for a founder.   recovery: the recovery key of a ticket whose own key is lost.
     Raises RefusedError when the ticket does not admit this key, or nobody consents; ConfigError.
     """
-    from p2pfl.run import load, run_id
+    from p2pfl.run import load, run_id, self_contained
     from p2pfl.trust.identity import load as load_key
     from p2pfl.trust.tickets import parse_ticket
 
@@ -64,6 +64,6 @@ def agree(
         )
     if not terminal.confirm("Take part on these terms?", yes):
         raise RefusedError("not joined: no consent was given")
-    homes.remember_run(home, file.read_text(encoding="utf-8"), file.absolute().parent, ticket)
+    homes.remember_run(home, self_contained(file), file.absolute().parent, ticket)
     homes.add_bootstrap(home, [*bootstrap, *(parsed.addresses if parsed else ())])
     return spec, capacity

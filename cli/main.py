@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "topology": ("p2pfl.cli.status:topology", "Who sends to whom in the present round."),
     "rounds": ("p2pfl.cli.rounds:rounds", "The rounds so far, one line each."),
     "log": ("p2pfl.cli.rounds:log", "What happened, newest last."),
-    "predict": ("p2pfl.cli.predict:predict", "Classify rows of your own by the model that this site holds."),
+    "predict": ("p2pfl.cli.predict:predict", "Classify rows by the model of this site's last commit."),
     "simulate": ("p2pfl.cli.simulate:simulate", "Run a scenario, a file or one that is shipped."),
     "doctor": ("p2pfl.cli.doctor:doctor", "Check this machine and this node: result, cause, cure."),
     "completion": ("p2pfl.cli.completion:completion", "Print the completion script of a shell."),

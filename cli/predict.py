@@ -31,10 +31,10 @@ __all__ = ["predict"]
 )
 @pass_terminal
 def predict(terminal: Terminal, source: str, run_file: Path | None, output: Path | None) -> None:
-    """Classify rows by the model of this site's last commit; nothing is sent anywhere.
+    """Classify rows by the model of this site's last commit.
 
-    Where the site holds its hub's model (an exchange of kind "hub"), its extractor and that model classify
-    together; else its own model does.   Prints CSV: row, class, probability.
+    Nothing is sent anywhere.  Where the site holds its hub's model (an exchange of kind "hub"), its extractor
+    and that model classify together; else its own model does.   Prints CSV: row, class, probability.
     """
     import msgspec
     import numpy as np

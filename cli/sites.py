@@ -214,13 +214,15 @@ def _with_probe_beside(folder: Path, spec: RunSpec) -> KnowledgeOptions:
 
 
 def _table(run_file: Path | None) -> dict[str, Any]:
+    from p2pfl.run import resolved
+
     if run_file is None:
         return {}
     try:
         table = tomllib.loads(run_file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{run_file}: {error}") from error
-    return table
+    return resolved(table, run_file.parent)
 
 
 def _files(source: str) -> list[Path]:
@@ -232,7 +234,7 @@ def _files(source: str) -> list[Path]:
 
 
 def partition_of(text: str, *, of_dirichlet: int) -> PartitionOptions:
-    """`KIND` or `KIND:NUMBER` as options.   of_dirichlet: rows at least at each site of that kind.
+    """`KIND`, `KIND:NUMBER` or `by-column:NAME` as options.   of_dirichlet: rows at least at a site of it.
 
     Raises ConfigError.
     """
@@ -241,7 +243,7 @@ def partition_of(text: str, *, of_dirichlet: int) -> PartitionOptions:
     from p2pfl.learn.options import PartitionOptions
 
     kind, separator, number = text.partition(":")
-    names = {"dirichlet": "alpha", "quantity": "alpha", "shards": "shards"}
+    names = {"dirichlet": "alpha", "quantity": "alpha", "shards": "shards", "by-column": "column"}
     table: dict[str, Any] = {"kind": kind}
     if separator:
         if kind not in names:

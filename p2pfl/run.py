@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from p2pfl.errors import ConfigError
+from p2pfl.gossip.edge_lists import parse_edges
 from p2pfl.gossip.options import AveragingOptions, CompressionOptions, TopologyOptions
 from p2pfl.ids import RunId, parse_peer_id
 from p2pfl.knowledge.options import KnowledgeOptions
@@ -38,7 +39,9 @@ __all__ = [
     "exchange_of",
     "load",
     "parse",
+    "resolved",
     "run_id",
+    "self_contained",
     "write_toml",
 ]
 
@@ -220,11 +223,58 @@ def parse(text: str, where: str = "run.toml") -> RunSpec:
 
 
 def load(path: Path) -> RunSpec:
-    """A RunSpec from a file.  Raises ConfigError."""
+    """A RunSpec from a file, with the edges of a file that it names.  Raises ConfigError."""
+    return decode(_table_of(path), str(path))
+
+
+def self_contained(path: Path) -> str:
+    """The text of an agreement, word for word, or written anew where it names a file of edges.
+
+    Raises ConfigError.
+    """
+    text = _text_of(path)
+    is_whole = _file_of_edges(tomllib.loads(text)) is None
+    return text if is_whole else write_toml(msgspec.to_builtins(load(path)))
+
+
+def resolved(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`table` of an agreement with the edges of the file that its `gossip.topology.file` names, if it does.
+
+    folder: where that file is looked for.   Raises ConfigError.
+    """
+    name = _file_of_edges(table)
+    if name is None:
+        return dict(table)
+    topology = {key: value for key, value in table["gossip"]["topology"].items() if key != "file"}
+    if topology.setdefault("kind", "explicit") != "explicit" or "edges" in topology:
+        raise ConfigError("gossip.topology.file is for kind 'explicit', and instead of edges; keep one")
+    path = folder / Path(name).expanduser()
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        pairs = parse_edges(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; check gossip.topology.file") from error
+    return {**table, "gossip": {**table["gossip"], "topology": {**topology, "edges": pairs}}}
+
+
+def _file_of_edges(table: Mapping[str, Any]) -> str | None:
+    gossip = table.get("gossip")
+    topology = gossip.get("topology") if isinstance(gossip, Mapping) else None
+    name = topology.get("file") if isinstance(topology, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; `p2pfl run new` writes one") from error
+
+
+def _table_of(path: Path) -> dict[str, Any]:
+    try:
+        return resolved(tomllib.loads(_text_of(path)), path.parent)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
 def canonical(spec: RunSpec) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from p2pfl import capping, validation
 from p2pfl.aggregation import is_capped, mixer_of
 from p2pfl.gossip.links import Arrival
@@ -21,6 +23,8 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
     if not (senders := state.links.senders()):
         return 0, []
     upto = state.upto if in_round else None
+    if in_round and state.spec.gossip.topology.is_finite_time:
+        upto = _in_turn(state, upto)
     for name in senders:
         if reason := validation.objection(state, PeerId(name)):
             state.links.refuse(name, reason, upto)
@@ -40,6 +44,21 @@ def settle(state: State, *, in_round: bool = False) -> tuple[int, list[PeerId]]:
             digest=header.digest,
         )
     return len(merged), [PeerId(p) for p in moved]
+
+
+def _in_turn(state: State, upto: Mapping[str, int] | None) -> Mapping[str, int]:
+    """The last share of each sender that was given before this round.
+
+    Whoever has no neighbour in a round waits for nobody and gives the next share early; mixed early, it would
+    cost the average its exactness.  A peer that was left behind goes on where the others are, so that a share
+    is held back for three rounds at most.
+    """
+    limits = dict(state.links.reach() if upto is None else upto)
+    for name in state.links.senders():
+        early = [a.header.edge_seq for a in state.links.held(name, upto) if a.header.round >= state.round]
+        if early:
+            limits[name] = early[0] - 1
+    return limits
 
 
 def _absorb(state: State, merged: list[tuple[str, Arrival]], *, in_round: bool) -> list[float] | list[None]:

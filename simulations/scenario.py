@@ -240,7 +240,9 @@ def decode(table: dict[str, Any], where: str, name: str) -> Scenario:
 
 
 def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
-    agreement = {key: value for key, value in table.items() if key != "simulation"}
+    agreement = runs.resolved(
+        {key: value for key, value in table.items() if key != "simulation"}, Path(where).parent
+    )
     try:
         simulation = msgspec.convert(table.get("simulation", {}), SimulationOptions)
     except msgspec.ValidationError as error:

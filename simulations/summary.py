@@ -11,7 +11,7 @@ __all__ = ["cells", "is_lower_better", "over_cells", "over_seeds"]
 _SUMS = ("bytes_sent", "wall_s", "events")
 _MOST = ("max", "error", "peak_rss_mb")
 # One trial's own.
-_SINGLE = ("seed", "per_peer", "report", "file", "trial", "cell")
+_SINGLE = ("seed", "per_peer", "report", "file", "trial", "cell", "data")
 
 
 def is_lower_better(metric: str) -> bool:

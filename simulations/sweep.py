@@ -96,7 +96,7 @@ def run(
     """The verdicts on `todo`, in its order, each with its `cell`, `seed` and `trial`, the key, and with a
     folder its `file`, beside which its events are.
 
-    folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own module are never
+    folder: where verdicts are kept and, unless `fresh`, found again; trials of a user's own code are never
     found, because what it imports is not known.   listen: facts of a trial as they occur, with one job only.
     on_ray: jobs are Ray's workers, not processes here, 0 as many as it has processors; trials that are split
     over them run one after the other.   done: each verdict, in the order of `todo`, and whether it was found.
@@ -226,7 +226,7 @@ def _named(trial: Trial, kind: str, message: str) -> P2PFLError:
 
 
 def _found(path: Path, trial: Trial) -> _Verdict | None:
-    if trial.scenario.spec.learner.module:
+    if trial.scenario.spec.learner.module or trial.scenario.spec.gossip.topology.function:
         return None
     beside = event_file.place(path)
     try:

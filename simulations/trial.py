@@ -26,6 +26,7 @@ from .classes import Lines
 from .fleet_trial import run_fleet
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
+from .pace import pace
 from .placement import VICTIM, admitted, cut_off, honest_count
 from .poisoning import byzantine_site
 from .population import Population
@@ -276,6 +277,7 @@ def _run_population(
             "control": options.control,
             "online_loss": population.online_loss(),
             "per_round": population.per_round,
+            "mixing": pace(population.per_round),
             "bounds_broken": max((said.get("bounds_broken", 0) for said in population.per_round), default=0),
             "peer_rounds_per_s": options.peers * spec.run.rounds / max(wall_s, 1e-9),
         },

@@ -21,6 +21,7 @@ from p2pfl.learn.metrics import consensus_distance
 from p2pfl.run import RunSpec, run_id
 
 from .attacks import AttackOptions
+from .histogram import class_counts
 from .poisoning import triggered
 from .workload import Workload
 
@@ -180,6 +181,7 @@ def verdict(
         "aggregator": spec.trust.aggregator.kind if spec.trust.aggregator.kind != "none" else None,
         "byzantine": ran.byzantine or None,
         "honest": {"mean": float(np.mean(values)), "min": float(np.min(values))},
+        "data": class_counts(workload),
         **ran.extra,
         "per_peer": [
             {"peer": i, **row, "metrics": dict(m)}

@@ -25,9 +25,9 @@ _PURPOSE = 0x70617274
 class Workload:
     """The sites of a run.
 
-    datasets: one a site, None where the user's own factory reads `sources`.   pooled: all rows of all sites,
-    with the common test rows.   roles: of `[learner.roles]`, in turn for peers 0, 1, 2, ...; empty: the only
-    one there is, or none.
+    datasets: one a site, None where the user's own factory reads `sources`, or there is nothing to learn.
+    pooled: all rows of all sites, with the common test rows; None, too.   roles: of `[learner.roles]`, in
+    turn for peers 0, 1, 2, ...; empty: the only one there is, or none.
     """
 
     factory: LearnerFactory
@@ -72,7 +72,7 @@ def cut(
     factory = resolve(spec.learner)
     if sources and len(sources) != peers:
         raise ConfigError(f"there are {len(sources)} data sources for {peers} peers; give one for each")
-    if any(at_role(spec.learner, role).module for role in set(roles or spec.learner.roles or ("",))):
+    if not all(_has_rows(spec, role) for role in set(roles or spec.learner.roles or ("",))):
         return Workload(
             factory=factory,
             datasets=(None,) * peers,
@@ -87,9 +87,9 @@ def cut(
         return Workload(
             factory=factory, datasets=tuple(sites), sources=tuple(sources), pooled=pooled, roles=roles
         )
-    whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
+    whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed, column=options.column)
     rng = partition_rng(spec.run.seed)
-    rows = partition.split(options, whole.y_train, peers, rng, whole.file_train)
+    rows = partition.split(options, whole.y_train, peers, rng, whole.file_train, whole.group_train)
     return Workload(
         factory=factory,
         datasets=tuple(data.part(whole, part) for part in rows),
@@ -97,6 +97,12 @@ def cut(
         pooled=whole,
         roles=roles,
     )
+
+
+def _has_rows(spec: RunSpec, role: str) -> bool:
+    """Whether a site of that role has rows that are ours to deal."""
+    options = at_role(spec.learner, role)
+    return not options.module and (options.model is None or options.model.kind != "vector")
 
 
 def partition_rng(seed: int) -> np.random.Generator:
@@ -121,4 +127,6 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
         files=(),
         file_train=None,
         file_test=None,
+        groups=(),
+        group_train=None,
     )

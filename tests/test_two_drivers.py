@@ -190,6 +190,7 @@ _OF_THE_STUDY: dict[str, dict[str, Any]] = {
     "random-matching": {"kind": "random-matching"},
     "el-oracle": {"kind": "el-oracle", "degree": 2},
     "el-local": {"kind": "el-local", "degree": 2},
+    "custom": {"kind": "custom", "function": "own_topology:uneven"},
 }
 
 

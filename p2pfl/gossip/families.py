@@ -7,6 +7,7 @@ import numpy as np
 
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import epidemic, equitopo, finite_time, graphs, random_graphs
+from p2pfl.gossip.custom import custom
 from p2pfl.gossip.graphs import Graph
 from p2pfl.gossip.options import TopologyOptions
 
@@ -63,6 +64,8 @@ def graph_of(options: TopologyOptions, n: int, seed: int, phase: int) -> Graph:
             return finite_time.simple_base(n, options.degree or 1, phase)
         case "explicit":
             return graphs.explicit(n, options.edges or (), directed=bool(options.directed))
+        case "custom":
+            return custom(options.function or "", n, phase, seed)
         case _ if options.is_joined_by_rounds:
             return _draw(options, n, _rng(seed, n, phase, 0))
         case _:

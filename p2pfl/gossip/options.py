@@ -41,11 +41,20 @@ TOPOLOGY_FIELDS: dict[str, tuple[str, ...]] = {
     "el-oracle": ("degree", "seed"),
     "el-local": ("degree", "seed"),
     "explicit": ("edges", "directed"),
+    "custom": ("function",),
 }
 # Those that are another graph every round, which need not join everybody by itself.
-_ALWAYS_REDRAWN = ("od-equidyn", "ou-equidyn", "random-matching", "el-oracle", "el-local")
-# Those in which some send to whom they do not hear, on some number of peers.
-_ONE_SIDED = ("exponential", "one-peer-exponential", "one-way", "d-equistatic", "od-equidyn", "el-local")
+_ALWAYS_REDRAWN = ("od-equidyn", "ou-equidyn", "random-matching", "el-oracle", "el-local", "custom")
+# Those in which some send, or may send, to whom they do not hear.
+_ONE_SIDED = (
+    "exponential",
+    "one-peer-exponential",
+    "one-way",
+    "d-equistatic",
+    "od-equidyn",
+    "el-local",
+    "custom",
+)
 # Those whose peers do with one neighbour; a lasting graph of such would join two peers.
 _PAIRED = ("base", "simple-base", "d-equistatic", "u-equistatic", "el-oracle", "el-local")
 AVERAGING_KINDS = ("push-sum", "push-pull", "d-psgd", "none")
@@ -74,6 +83,7 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     od-equidyn, ou-equidyn, random-matching     seed; drawn anew every round
     el-oracle, el-local         degree (4): the s of epidemic learning; seed; drawn anew every round
     explicit  edges, pairs of positions in the roster's PeerId order; directed (false: each pair both ways)
+    custom    function, "module:attribute" of the user's own: see custom.py
 
     `seed` replaces the run's seed for the graph alone.
     Raises ConfigError on a kind that does not exist, a field the kind lacks, or a value out of range.
@@ -85,6 +95,7 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     degree: int | None = None
     p: float | None = None
     edges: tuple[tuple[int, int], ...] | None = None
+    function: str | None = None
     redraw: bool | None = None
     seed: int | None = None
 
@@ -95,7 +106,7 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 f"gossip.topology.kind is {self.kind!r}; choose one of {_listed(TOPOLOGY_FIELDS)}"
             )
         understood = TOPOLOGY_FIELDS[self.kind]
-        for field in ("directed", "rows", "degree", "p", "edges", "redraw", "seed"):
+        for field in ("directed", "rows", "degree", "p", "edges", "function", "redraw", "seed"):
             if getattr(self, field) is not None and field not in understood:
                 takes = _listed(understood) or "no options"
                 raise ConfigError(
@@ -103,6 +114,11 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 )
         if self.rows is not None and self.rows < 1:
             raise ConfigError(f"gossip.topology.rows is {self.rows}, expected at least 1")
+        if self.kind == "custom" and ":" not in (self.function or ""):
+            raise ConfigError(
+                f"gossip.topology.function is {self.function!r}; kind 'custom' needs the user's own"
+                ' "module:attribute", such as "mine:plan"'
+            )
         self._check_random()
         self._check_edges()
 
@@ -115,6 +131,11 @@ class TopologyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def is_joined_by_rounds(self) -> bool:
         """Whether a round's graph may be unconnected by itself."""
         return self.kind in _ALWAYS_REDRAWN
+
+    @property
+    def is_finite_time(self) -> bool:
+        """Whether the average is exact after some rounds, provided that everybody takes them in step."""
+        return self.kind in ("base", "simple-base")
 
     @property
     def is_mutual(self) -> bool:

@@ -7,7 +7,6 @@ Shapes: `n` rows, `k` features, `C` classes.  The split into training and test r
 depends on the run's seed and the rows alone, so a site draws the same split in a simulation and at home.
 """
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -19,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
+from p2pfl.learn.holdout import split_rng, stratified_split
 from p2pfl.learn.idx import read_idx_folder
 from p2pfl.learn.options import DataOptions
 from p2pfl.learn.selection import Image, Span, pooled, spanned
 from p2pfl.learn.tables import Table, read_tables
 
-__all__ = ["Dataset", "load", "rows_in_order", "save", "part", "rows_meaning", "stratified_split"]
+__all__ = ["Dataset", "load", "rows_in_order", "save", "part", "rows_meaning"]
 
 _Rows = NDArray[np.int64]
 
-# Purpose number of the split's draw: keeps it apart from every other draw of the run's seed.
-_SPLIT = 2
 # The data sets scikit-learn carries inside its wheel, and the factor that brings features to about 0..1.
 _SKLEARN = {"digits": 1 / 16, "breast_cancer": 1.0, "wine": 1.0, "iris": 1.0}
 
@@ -40,6 +38,7 @@ class Dataset:
 
     x: (n, k) float32, NaN where missing.   y: (n,) int64 in 0..C-1.   image: (channels, height, width).
     files, file_train, file_test: names of the files the rows came from, and the number of each row's file.
+    groups, group_train: the values of the column that was asked for, and the number of each training row's.
     """
 
     x_train: NDArray[np.float32]
@@ -53,6 +52,8 @@ class Dataset:
     files: tuple[str, ...] = ()
     file_train: _Rows | None = None
     file_test: _Rows | None = None
+    groups: tuple[str, ...] = ()
+    group_train: _Rows | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the arrays do not fit each other."""
@@ -69,8 +70,8 @@ class Dataset:
                 )
 
 
-def load(source: str, options: DataOptions | None = None, seed: int = 0) -> Dataset:
-    """The rows of a source.   seed: the run's, for the split.
+def load(source: str, options: DataOptions | None = None, seed: int = 0, *, column: str = "") -> Dataset:
+    """The rows of a source.   seed: the run's, for the split.   column: of a csv, to be kept as `groups`.
 
     A path without a kind is taken by its ending: `.npz`, a folder is idx, anything else is csv.
     Raises ConfigError that names the file, the line and the cure.
@@ -85,7 +86,7 @@ def load(source: str, options: DataOptions | None = None, seed: int = 0) -> Data
         case "idx":
             dataset = _load_idx(Path(place).expanduser(), options, span)
         case _:
-            dataset = _split_tables(_tables(place, options, span), options, seed)
+            dataset = _split_tables(_tables(place, options, span, column), options, seed)
     if options.pool == 1:
         return dataset
     x_train, image = pooled(dataset.x_train, dataset.image, options.pool)
@@ -143,6 +144,7 @@ def part(dataset: Dataset, train: _Rows, test: _Rows | None = None) -> Dataset:
         x_train=dataset.x_train[train],
         y_train=dataset.y_train[train],
         file_train=None if dataset.file_train is None else dataset.file_train[train],
+        group_train=None if dataset.group_train is None else dataset.group_train[train],
     )
     if test is None:
         return taken
@@ -160,33 +162,6 @@ def rows_meaning(dataset: Dataset) -> bytes:
     Hashed with the Schema, so that two sites whose class 1 is not the same class never mix.
     """
     return json.dumps([dataset.features, dataset.classes], separators=(",", ":")).encode()
-
-
-def stratified_split(
-    labels: NDArray[Any], test_fraction: float, rng: np.random.Generator
-) -> tuple[_Rows, _Rows]:
-    """Training and test row numbers, sorted; of each class round(n_c test_fraction) rows are for the test.
-
-    Raises ConfigError when either side would be empty.
-    """
-    test: list[_Rows] = []
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        test.append(rows[: int(np.floor(len(rows) * test_fraction + 0.5))])
-    chosen = np.sort(np.concatenate(test)) if test else np.zeros(0, np.int64)
-    kept = np.setdiff1d(np.arange(len(labels)), chosen)
-    if not len(chosen) or not len(kept):
-        raise ConfigError(
-            f"{len(labels)} rows with test_fraction {test_fraction:g} leave {len(kept)} to train on and"
-            f" {len(chosen)} to test; bring more rows or change test_fraction"
-        )
-    return kept, chosen
-
-
-def _split_rng(seed: int, x: NDArray[Any], y: NDArray[Any]) -> np.random.Generator:
-    """A generator that two readers of the same rows share, wherever their file lies."""
-    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes() + np.ascontiguousarray(y).tobytes()).digest()
-    return np.random.default_rng([seed, _SPLIT, int.from_bytes(digest[:8], "little")])
 
 
 def _parsed(source: str) -> tuple[str, str, Span | None]:
@@ -233,7 +208,7 @@ def _image_of_sklearn(name: str) -> Image | None:
 def _load_sklearn(name: str, options: DataOptions, seed: int, span: Span | None) -> Dataset:
     x, y, bunch = _read_sklearn(name, options)
     x, y = _taken(x, span), _taken(y, span)
-    train, test = stratified_split(y, options.test_fraction, _split_rng(seed, x, y))
+    train, test = stratified_split(y, options.test_fraction, split_rng(seed, x, y))
     return Dataset(
         x_train=x[train],
         y_train=y[train],
@@ -278,7 +253,7 @@ def _load_npz(path: Path, options: DataOptions, seed: int, span: Span | None) ->
         if x.ndim < 2 or y.shape != (len(x),):
             raise ConfigError(f"{path}: x has shape {x.shape} and y {y.shape}, expected (n, ...) and (n,)")
         x, y = _taken(x, span), _taken(y, span)
-        train, test = stratified_split(y, options.test_fraction, _split_rng(seed, x, y))
+        train, test = stratified_split(y, options.test_fraction, split_rng(seed, x, y))
         arrays |= {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
     elif {"x_train", "y_train"} <= arrays.keys():
         arrays |= {name: _taken(arrays[name], span) for name in ("x_train", "y_train")}
@@ -342,9 +317,9 @@ def _load_idx(folder: Path, options: DataOptions, span: Span | None) -> Dataset:
     )
 
 
-def _tables(place: str, options: DataOptions, span: Span | None) -> list[Table]:
+def _tables(place: str, options: DataOptions, span: Span | None, column: str = "") -> list[Table]:
     """The tables of a path or glob; of a span the rows are numbered through all files."""
-    tables = read_tables(place, options)
+    tables = read_tables(place, options, column)
     if span is None:
         return tables
     ends = np.cumsum([len(table.y) for table in tables])
@@ -353,23 +328,27 @@ def _tables(place: str, options: DataOptions, span: Span | None) -> list[Table]:
     for table, end in zip(tables, ends, strict=True):
         inside = numbers[(numbers < end) & (numbers >= end - len(table.y))] - (end - len(table.y))
         if inside.size:
-            taken.append(replace(table, x=table.x[inside], y=table.y[inside]))
+            groups = tuple(table.groups[row] for row in inside) if table.groups else ()
+            taken.append(replace(table, x=table.x[inside], y=table.y[inside], groups=groups))
     return taken
 
 
 def _split_tables(tables: list[Table], options: DataOptions, seed: int) -> Dataset:
     train: list[Any] = []
     test: list[Any] = []
+    groups = _in_order({group for table in tables for group in table.groups})
+    position = {group: number for number, group in enumerate(groups)}
     for number, table in enumerate(tables):
         try:
-            kept, chosen = stratified_split(
-                table.y, options.test_fraction, _split_rng(seed, table.x, table.y)
-            )
+            kept, chosen = stratified_split(table.y, options.test_fraction, split_rng(seed, table.x, table.y))
         except ConfigError as error:
             raise ConfigError(f"{table.path}: {error}") from error
-        train.append((table.x[kept], table.y[kept], np.full(len(kept), number)))
+        of = np.array([position[group] for group in table.groups] or [0] * len(table.y), np.int64)
+        train.append((table.x[kept], table.y[kept], np.full(len(kept), number), of[kept]))
         test.append((table.x[chosen], table.y[chosen], np.full(len(chosen), number)))
-    x_train, y_train, file_train = (np.concatenate(column) for column in zip(*train, strict=True))
+    x_train, y_train, file_train, group_train = (
+        np.concatenate(column) for column in zip(*train, strict=True)
+    )
     x_test, y_test, file_test = (np.concatenate(column) for column in zip(*test, strict=True))
     return Dataset(
         x_train=x_train,
@@ -382,4 +361,14 @@ def _split_tables(tables: list[Table], options: DataOptions, seed: int) -> Datas
         files=tuple(table.path.stem for table in tables),
         file_train=file_train,
         file_test=file_test,
+        groups=groups,
+        group_train=group_train if groups else None,
     )
+
+
+def _in_order(values: set[str]) -> tuple[str, ...]:
+    """Numbers by size, and otherwise by spelling."""
+    try:
+        return tuple(sorted(values, key=float))
+    except ValueError:
+        return tuple(sorted(values))

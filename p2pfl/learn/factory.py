@@ -1,10 +1,8 @@
 """From the agreement's `[learner]` table to a learner at one site."""
 
 import hashlib
-import importlib
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,10 @@ from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, LearnerFactory, Site
 from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.options import LearnerOptions, ModelOptions, at_role
+from p2pfl.learn.random_vector import RandomVector
 from p2pfl.learn.seeding import seeded
 from p2pfl.release import Release
+from p2pfl.user_code import imported
 
 __all__ = [
     "resolve",
@@ -38,7 +38,7 @@ _PROXY = "proxy."
 def resolve(options: LearnerOptions) -> LearnerFactory:
     """The factory the table asks for: the user's `module`, or a built-in `model` on `data`.
 
-    `module` is "package.module:attribute"; the current folder is searched first, as `python -m` does.
+    `module` is "package.module:attribute"; see user_code.py.
     Where there are roles, each site is built as its own says.
     Raises ConfigError that says what is missing and what there is.
     """
@@ -66,7 +66,8 @@ def resolve(options: LearnerOptions) -> LearnerFactory:
             " p2pfl.ProxyLearner itself"
         )
     if options.module:
-        return _imported(options.module)
+        found: LearnerFactory = imported(options.module, "learner module")
+        return found
     if options.model is None:
         raise ConfigError('[learner] has neither module = "mine:learner" nor model = {kind = "logistic"}')
 
@@ -201,43 +202,10 @@ def _call(factory: LearnerFactory, site: Site) -> Learner:
         raise LearnerError(f"the learner factory raised {type(error).__name__}: {error}") from error
 
 
-def _imported(path: str) -> LearnerFactory:
-    name, separator, attribute = path.partition(":")
-    if not separator or not name or not attribute:
-        raise ConfigError(f'learner module {path!r} is not "module:attribute", such as "mine:learner"')
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigError(
-                f"no module {name!r}; start in the folder that holds {name.split('.')[0]}.py, or install it"
-            ) from error
-        raise ConfigError(f"module {name!r} imports {error.name!r}, which is not installed") from error
-    except Exception as error:
-        # Importing runs the user's code, which may raise anything.
-        raise ConfigError(f"importing {name!r} raised {type(error).__name__}: {error}") from error
-    try:
-        found = module
-        for step in attribute.split("."):
-            found = getattr(found, step)
-    except AttributeError as error:
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"module {name!r} has no {attribute!r}; it has {', '.join(names) or 'none'}"
-        ) from error
-    if not callable(found):
-        raise ConfigError(
-            f"{path!r} is a {type(found).__name__}; expected a function from a Site to a learner"
-        )
-    return found
-
-
 def _built_in(options: LearnerOptions, site: Site) -> Learner:
     assert options.model is not None
+    if options.model.kind == "vector":
+        return RandomVector(options.model.size)
     if site.dataset is not None and not isinstance(site.dataset, Dataset):
         raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
     dataset = site.dataset or load(site.data or options.data.source, options.data, site.seed)

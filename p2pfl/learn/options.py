@@ -77,11 +77,13 @@ class ModelOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     layer; needs torch.
     gkt: FedGKT's edge on images, a convolution and two residual blocks, and where there is a hub's capacity
     its large model beside it; needs torch.
+    vector: none, but `size` random numbers at each site, to see how fast a topology mixes; needs no data.
     """
 
-    kind: Literal["logistic", "mlp", "cnn", "gkt"] = "logistic"
+    kind: Literal["logistic", "mlp", "cnn", "gkt", "vector"] = "logistic"
     hidden: Annotated[tuple[_Count, ...], Meta(min_length=1)] = (64,)
     channels: tuple[_Count, _Count] = (16, 32)
+    size: _Count = 64
 
 
 class OptimizerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,15 +105,24 @@ class OptimizerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class PartitionOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one data set becomes many sites; see partition.py for what each kind does with its number.
 
-    rows, classes: of each site, `drawn`.
+    column: the one that says which site a row is of, for `by-column`.   rows, classes: of each site, `drawn`.
     """
 
-    kind: Literal["iid", "dirichlet", "shards", "quantity", "by-file", "drawn"] = "iid"
+    kind: Literal["iid", "dirichlet", "shards", "quantity", "by-file", "by-column", "drawn"] = "iid"
     alpha: _Positive = 0.5
     shards: _Count = 2
     min_rows: _Count = 2
+    column: str = ""
     rows: _Count = 16
     classes: _Count = 2
+
+    def __post_init__(self) -> None:
+        """Refuse `by-column` without a column, and a column without it."""
+        if (self.kind == "by-column") != bool(self.column):
+            raise ValueError(
+                'partition "by-column" takes the name of a csv column, such as column = "hospital", and other'
+                " kinds take none"
+            )
 
 
 class RoleOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""One data set cut into many sites: evenly, by label, by size or by file; or drawn from by every site.
+"""One data set cut into many sites: evenly, by label, by size, by file, by a column; or drawn from by all.
 
 Each function but `drawn` returns one sorted array of row numbers a site; together they hold every row once.
 Shapes: `n` rows, `m` sites, `C` classes.
@@ -13,7 +13,17 @@ from p2pfl.errors import ConfigError
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.learn.philox import PARTITION, below, words
 
-__all__ = ["Parts", "split", "iid", "dirichlet", "shards", "quantity", "by_file", "drawn"]
+__all__ = [
+    "Parts",
+    "split",
+    "iid",
+    "dirichlet",
+    "shards",
+    "quantity",
+    "by_file",
+    "by_column",
+    "drawn",
+]
 
 Parts = list[NDArray[np.int64]]
 
@@ -28,8 +38,13 @@ def split(
     sites: int,
     rng: np.random.Generator,
     files: NDArray[Any] | None = None,
+    groups: NDArray[Any] | None = None,
 ) -> Parts:
-    """The partition `options` asks for.   labels: (n,).   files: (n,) each row's file, for `by-file`."""
+    """The partition `options` asks for.
+
+    labels: (n,).   files, groups: (n,) the number of each row's file, for `by-file`, and of what its column
+    says, for `by-column`.
+    """
     match options.kind:
         case "iid":
             return iid(len(labels), sites, rng)
@@ -46,6 +61,10 @@ def split(
         case "drawn":
             seed = int(rng.integers(2**63))
             return list(drawn(labels, np.arange(sites), options.rows, options.classes, seed))
+        case "by-column":
+            if groups is None:
+                raise ConfigError('partition = "by-column" needs a csv source that has the column')
+            return by_column(groups, sites, options.column)
 
 
 def iid(rows: int, sites: int, rng: np.random.Generator) -> Parts:
@@ -111,12 +130,21 @@ def quantity(rows: int, sites: int, alpha: float, rng: np.random.Generator, min_
 
 def by_file(files: NDArray[Any], sites: int) -> Parts:
     """One site a file.   files: (n,) file number of each row, 0..sites-1."""
-    found = len(np.unique(files))
-    if found != sites:
+    return _one_each(files, sites, "by-file", "files")
+
+
+def by_column(groups: NDArray[Any], sites: int, column: str) -> Parts:
+    """One site for each value of a column, in their order.   groups: (n,) the number of each row's value."""
+    return _one_each(groups, sites, "by-column", f"values of {column!r} among the training rows")
+
+
+def _one_each(numbers: NDArray[Any], sites: int, kind: str, what: str) -> Parts:
+    found = np.unique(numbers)
+    if len(found) != sites:
         raise ConfigError(
-            f'partition = "by-file" finds {found} files for {sites} sites; ask for {found} sites'
+            f'partition = "{kind}" finds {len(found)} {what} for {sites} sites; ask for {len(found)} sites'
         )
-    return [np.flatnonzero(files == file).astype(np.int64) for file in np.unique(files)]
+    return [np.flatnonzero(numbers == number).astype(np.int64) for number in found]
 
 
 def drawn(

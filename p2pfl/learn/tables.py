@@ -32,13 +32,17 @@ _TESTS: dict[Operator, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One file's rows.   x: (n, k) float32, NaN where missing.   y: (n,) int64, positions in `classes`."""
+    """One file's rows.   x: (n, k) float32, NaN where missing.   y: (n,) int64, positions in `classes`.
+
+    groups: (n,) what the column that was asked for says, as text; none when none was.
+    """
 
     path: Path
     features: tuple[str, ...]
     classes: tuple[str, ...]
     x: NDArray[np.float32]
     y: NDArray[np.int64]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +54,10 @@ class _Cells:
     rows: list[tuple[int, list[str]]]
 
 
-def read_tables(place: str, options: DataOptions) -> list[Table]:
+def read_tables(place: str, options: DataOptions, column: str = "") -> list[Table]:
     """The tables of a path or glob, in the order of their paths, all with the same columns and classes.
 
+    column: the one whose values are kept as `groups`; it is a feature, too, unless `options` leave it out.
     Raises ConfigError that names the file, the line, the column and the cure.
     """
     pattern = str(Path(place).expanduser())
@@ -81,7 +86,8 @@ def read_tables(place: str, options: DataOptions) -> list[Table]:
                 )
         y = np.array([position[label] for label in of_file], np.int64)
         x = _matrix(file, features, options)
-        tables.append(Table(path=file.path, features=features, classes=classes, x=x, y=y))
+        groups = _groups(file, column, options) if column else ()
+        tables.append(Table(path=file.path, features=features, classes=classes, x=x, y=y, groups=groups))
     return tables
 
 
@@ -190,6 +196,16 @@ def _classes(labels: list[list[str]], options: DataOptions) -> tuple[str, ...]:
     if all(_is_number(label) for label in found):
         return tuple(sorted(found, key=float))
     return tuple(sorted(found))
+
+
+def _groups(file: _Cells, name: str, options: DataOptions) -> tuple[str, ...]:
+    column = _column(file, name, "partition.column")
+    for line, cells in file.rows:
+        if cells[column] in options.missing:
+            raise ConfigError(
+                f"{file.path} line {line} has no {name}: it is no site's; remove the row or fill it in"
+            )
+    return tuple(cells[column] for _, cells in file.rows)
 
 
 def _matrix(file: _Cells, features: tuple[str, ...], options: DataOptions) -> NDArray[np.float32]:

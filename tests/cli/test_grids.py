@@ -70,3 +70,18 @@ def test_an_outcome_says_where_and_by_how_much() -> None:
         "met a < b - -",
     ]
     assert outcomes_text([]) == ""
+
+
+def test_cells_that_only_mixed_tell_their_pace() -> None:
+    pace = {"exact_after": None, "slope": 0.94926, "contraction": 0.85, "left": 0.0805}
+    cells = [
+        {"cell": {"topology": kind}, "metric": _cell("", "", 0.2, "rms")["metric"], "byzantine": None} | more
+        for kind, more in (
+            ("ring", {"mixing": pace}),
+            ("base", {"mixing": {**pace, "exact_after": 9, "left": 2e-7}}),
+        )
+    ]
+    head, ring, base = grid_text(cells, {"topology": ["ring", "base"]}).splitlines()
+    assert head.split()[-5:] == ["exact", "after", "slope", "contraction", "left"]
+    assert ring.split()[-4:] == ["-", "0.9493", "0.8500", "0.081"]
+    assert base.split()[-4:] == ["9", "0.9493", "0.8500", "0"]

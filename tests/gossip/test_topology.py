@@ -32,7 +32,8 @@ from p2pfl.gossip.topology import (
     sweep,
 )
 
-FAMILIES = [kind for kind in TOPOLOGY_FIELDS if kind != "explicit"]
+# Those of the user are tested in test_custom.py.
+FAMILIES = [kind for kind in TOPOLOGY_FIELDS if kind not in ("explicit", "custom")]
 # Symmetric, regular, or doubly stochastic by their own weights, whatever the roster.
 EVEN = [kind for kind in FAMILIES if kind not in ("one-way", "el-local")]
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import ConfigError
-from p2pfl.learn.data import Dataset, load, part, save, stratified_split
+from p2pfl.learn.data import Dataset, load, part, save
+from p2pfl.learn.holdout import stratified_split
 from p2pfl.learn.idx import read_idx
 from p2pfl.learn.options import DataOptions
 

@@ -1,5 +1,6 @@
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -77,6 +78,23 @@ def test_files_become_sites_and_their_number_must_fit() -> None:
         by_file(FILES, 5)
     with pytest.raises(ConfigError, match="one file a site"):
         split(PartitionOptions(kind="by-file"), LABELS, 4, _rng())
+
+
+def test_values_of_a_column_become_sites() -> None:
+    groups = np.array([2, 0, 1, 0, 2, 2])
+    options = PartitionOptions(kind="by-column", column="ward")
+    parts = split(options, np.zeros(6), 3, _rng(), groups=groups)
+    assert [part.tolist() for part in parts] == [[1, 3], [2], [0, 4, 5]]
+    with pytest.raises(ConfigError, match="finds 3 values of 'ward' among the training rows for 4 sites"):
+        split(options, np.zeros(6), 4, _rng(), groups=groups)
+    with pytest.raises(ConfigError, match="needs a csv source that has the column"):
+        split(options, LABELS, 4, _rng())
+
+
+@pytest.mark.parametrize("table", [{"kind": "by-column"}, {"kind": "iid", "column": "ward"}])
+def test_a_column_goes_with_its_kind(table: dict[str, str]) -> None:
+    with pytest.raises(msgspec.ValidationError, match="other kinds take none"):
+        msgspec.convert(table, PartitionOptions)
 
 
 def test_more_sites_than_rows_are_refused() -> None:

@@ -143,3 +143,31 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(f"csv:{tmp_path}/b.csv", DataOptions(label="y"))
+
+
+def test_a_column_may_say_whose_a_row_is_without_being_a_feature(tmp_path: Path) -> None:
+    rows = [f"{i},{'north' if i % 3 else 'south'},{i % 2}" for i in range(24)]
+    _write(tmp_path, "all.csv", ["x,ward,y", *rows])
+    options = DataOptions(label="y", features=("x",))
+    dataset = load(f"csv:{tmp_path}/all.csv", options, column="ward")
+    assert (dataset.features, dataset.groups) == (("x",), ("north", "south"))
+    assert dataset.group_train is not None
+    assert (dataset.group_train == 1).tolist() == (dataset.x_train[:, 0] % 3 == 0).tolist()
+    south = part(dataset, np.flatnonzero(dataset.group_train == 1))
+    assert south.group_train is not None
+    assert set(south.group_train.tolist()) == {1}
+    assert load(f"csv:{tmp_path}/all.csv", options).group_train is None
+
+
+def test_numbered_groups_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    _write(tmp_path, "all.csv", ["x,ward,y", *(f"{i},{(10, 9)[i % 2]},{i % 2}" for i in range(24))])
+    assert load(f"csv:{tmp_path}/all.csv", DataOptions(label="y"), column="ward").groups == ("9", "10")
+
+
+def test_a_column_that_is_missing_or_has_gaps_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, "all.csv", ["x,ward,y", "1,,0", "2,b,1"])
+    options = DataOptions(label="y", features=("x",))
+    with pytest.raises(ConfigError, match="line 2 has no ward: it is no site's"):
+        load(f"csv:{tmp_path}/all.csv", options, column="ward")
+    with pytest.raises(ConfigError, match=r"no column 'site', named by partition\.column"):
+        load(f"csv:{tmp_path}/all.csv", options, column="site")

@@ -49,6 +49,7 @@ _OF_THE_STUDY: dict[str, dict[str, Any]] = {
     "random-matching": {"kind": "random-matching"},
     "el-oracle": {"kind": "el-oracle", "degree": 2},
     "el-local": {"kind": "el-local", "degree": 2},
+    "custom": {"kind": "custom", "function": "own_topology:uneven"},
 }
 
 
@@ -104,7 +105,10 @@ def test_both_engines_commit_the_same_bits(averaging: str, topology: str) -> Non
 def test_both_engines_commit_the_same_bits_on_the_topologies_of_the_study(
     averaging: str, topology: str
 ) -> None:
-    gossip = {"topology": _OF_THE_STUDY[topology], "averaging": {"kind": averaging}}
+    options = _OF_THE_STUDY[topology]
+    if averaging == "d-psgd" and topology == "custom":
+        options = {"kind": "custom", "function": "own_topology:turning"}
+    gossip = {"topology": options, "averaging": {"kind": averaging}}
     # In a round without training whoever hears nobody does not wait, and gives before the others have mixed.
     check(5, agreement(5, gossip=gossip, run={"rounds": 5, "closing_rounds": 0}), workload(5))
 
