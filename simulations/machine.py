@@ -26,6 +26,7 @@ from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
 from p2pfl.trust.membership import Membership
 from p2pfl.trust.privacy import Account, encode
+from p2pfl.trust.relations import Level, Relations
 from p2pfl.work import Distill, Fit, Job, Learn, Work, Worked
 
 __all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
@@ -39,8 +40,9 @@ class SimulatedSite:
     """What a site brings: its learner, and how fast its machine is (virtual seconds).
 
     learn_s: of a hub's learning and of a distillation; None is a fit's time.   evaluate_s: also of every
-    other job of knowledge exchange.   around: puts something between its peer and the world, as an attacker
-    does.
+    other job of knowledge exchange.   shares_features: it may tell features of single rows to every founder,
+    as its people would allow by `p2pfl trust set`.   around: puts something between its peer and the world,
+    as an attacker does.
     """
 
     factory: LearnerFactory
@@ -51,6 +53,7 @@ class SimulatedSite:
     starts_at_s: float = 0.0
     memory_bytes: int = 4096 * 10**6
     publishes_edges: bool = False
+    shares_features: bool = False
     around: Callable[[Peer], Participant] = lambda peer: peer
 
 
@@ -115,7 +118,7 @@ class Machine:
             Peer(
                 me=self.name,
                 spec=self.spec,
-                consortium=Consortium(self._founders, verify=_verify),
+                consortium=Consortium(self._founders, own=self._relations(), verify=_verify),
                 boot_session=int.from_bytes(draw[:8], "big") >> 1,
                 entropy=hashlib.sha256(draw).digest(),
                 memory_bytes=self.site.memory_bytes,
@@ -217,6 +220,12 @@ class Machine:
         """The learner at work."""
         assert self._workshop is not None
         return self._workshop
+
+    def _relations(self) -> Relations:
+        if not self.site.shares_features:
+            return Relations()
+        told = {name: Level.NORMAL for name in self._founders.founders if name != self.name}
+        return Relations(only={("features", "share"): told})
 
     def _should_stop(self) -> bool:
         self._has_looked = True
