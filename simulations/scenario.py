@@ -19,12 +19,12 @@ from p2pfl.errors import ConfigError
 from p2pfl.gossip.options import CompressionOptions
 from p2pfl.gossip.push_pull import PUSH_PULL
 from p2pfl.knowledge.options import KnowledgeOptions
-from p2pfl.learn.options import PartitionOptions, at_role
+from p2pfl.learn.options import PartitionOptions
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 from p2pfl.trust.options import TrustOptions
 
-from . import classes, expect
+from . import classes, expect, false_knowledge
 from . import grid as grids
 from .attacks import WORLD_KINDS, AttackOptions
 from .churn import ChurnOptions
@@ -36,6 +36,7 @@ from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
 from .network import Partition
 from .placement import placed
 from .population import Control
+from .workload import check_roles
 
 __all__ = [
     "Cell",
@@ -104,7 +105,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
     resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
-    measurements of the consensus distance, 0 for none; population only, as control is.
+    measurements of the consensus distance, 0 for none; population only, as all controls but shuffled-teacher.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
     measurements of it while a run is recorded, 0 for none; see recorder.py.
     expect, grid: see those modules.
@@ -255,7 +256,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
     if simulation.seeds:
         parse_seeds(simulation.seeds)
-    _check_roles(spec, simulation, where)
+    check_roles(spec, simulation.peers, simulation.roles, where)
+    false_knowledge.check(simulation.attack, spec, where)
     try:
         classes.factors(simulation.speed, simulation.peers, 0)
         Lines(simulation.access, simulation.network.link(), simulation.peers, 0)
@@ -276,20 +278,6 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     )
 
 
-def _check_roles(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
-    """Refuse roles that the agreement has not, and more of them than peers.  Raises ConfigError."""
-    if len(simulation.roles) > simulation.peers:
-        raise ConfigError(
-            f"{where}: simulation.roles names {len(simulation.roles)} roles for {simulation.peers} peers;"
-            " give one for each, or a few that repeat"
-        )
-    try:
-        for role in simulation.roles or ("",):
-            at_role(spec.learner, role)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: simulation.roles, who plays which of learner.roles: {error}") from error
-
-
 def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
     """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
     if simulation.kernels == "fused":
@@ -304,7 +292,12 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
             f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
         )
     if simulation.engine == "world":
-        if simulation.control != "none" or simulation.consensus_every:
+        if simulation.control == "shuffled-teacher" and spec.knowledge.exchange.kind != "hub":
+            raise ConfigError(
+                f'{where}: simulation.control = "shuffled-teacher" shuffles what hubs teach, and'
+                f" knowledge.exchange.kind is {spec.knowledge.exchange.kind!r}; choose control none"
+            )
+        if simulation.control not in ("none", "shuffled-teacher") or simulation.consensus_every:
             raise ConfigError(
                 f'{where}: simulation.control and consensus_every are for engine "population"; add'
                 " --engine population"
@@ -319,6 +312,7 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
         f"simulation.attack {simulation.attack.kind!r}": simulation.attack.kind not in WORLD_KINDS,
         f"simulation.attack with control {simulation.control!r}": not simulation.attack.byzantine
         or simulation.control not in ("centralised", "without-weights"),
+        "simulation.control 'shuffled-teacher'": simulation.control != "shuffled-teacher",
         "simulation.network.loss, duplication or reorder": not (
             network.loss or network.duplication or network.reorder
         ),

@@ -61,6 +61,7 @@ def make_world(
             evaluate_s=options.evaluate_s * factors[i],
             # Nobody is there to say `p2pfl trust set`: an agreement that would share features does.
             shares_features=bool(spec.knowledge.exchange.share_features),
+            shuffles_teacher=options.control == "shuffled-teacher",
         )
         for i, site in enumerate(_sites(scenario, workload))
     ]

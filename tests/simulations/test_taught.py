@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from tiny_splitter import CLASSES, ROWS, WIDTH, TinySplitter, splitter
 from worlds import agreement, tiny_world
@@ -14,6 +17,7 @@ from p2pfl.simulations.scenario import load
 from p2pfl.simulations.taught import exchanged
 from p2pfl.simulations.trial import run_trial
 from p2pfl.simulations.world import World
+from p2pfl.work import Fit, Teacher, Work
 
 ROUNDS = 4
 
@@ -83,3 +87,28 @@ def test_a_verdict_tells_what_the_hub_s_model_is_worth_beside_each_site_alone() 
     assert knowledge["holders"] == 6
     assert knowledge["hub"] > verdict["alone"]["mean"]
     assert f"with the hub's model {knowledge['hub']:.4f}" in verdict_text(verdict)
+
+
+def test_a_shuffled_teacher_gives_each_row_the_soft_label_of_another() -> None:
+    world = hub_and_edges(1)
+    world.run(until_s=0.5)
+    machine = world.machines[1]
+    machine.site = replace(machine.site, shuffles_teacher=True)
+    log_p = np.arange(30.0).reshape(10, 3)
+    teacher = Teacher(ids=np.arange(10).astype(np.uint64), log_p=log_p, alpha=1.0, temperature=3.0)
+    job = Work(
+        round=1,
+        number=0,
+        job=Fit(teacher=teacher),
+        parameters=np.zeros(2, np.float32),
+        seed=(0,),
+        progress=0.0,
+        deadline=9.0,
+    )
+    dealt = [machine._shuffled(replace(job, round=i)).job for i in (1, 1, 2)]
+    assert all(isinstance(one, Fit) and one.teacher is not None for one in dealt)
+    first, again, other = (one.teacher.log_p for one in dealt)  # type: ignore[union-attr]
+    assert np.array_equal(np.sort(first, axis=0), log_p)
+    assert not np.array_equal(first, log_p)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
