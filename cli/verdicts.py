@@ -55,6 +55,11 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     if alone is not None:
         spread = f"mean {alone['mean']:.4f}  min {alone['min']:.4f}  max {alone['max']:.4f}"
         lines.append(f"{'each site alone':<19} {spread}")
+    if (knowledge := verdict.get("knowledge")) is not None:
+        hub = "" if knowledge["hub"] is None else f", with the hub's model {knowledge['hub']:.4f}"
+        packets = f"{bytes_text(knowledge['bytes'])} of packets a peer and round"
+        told = f"{knowledge['kind']}: own model {knowledge['edge']:.4f}{hub}; {packets}"
+        lines.append(f"{'knowledge':<19} {told}")
     if verdict.get("reference") is not None:
         lines.append(f"{'perfect network':<19} mean {verdict['reference']['mean']:.4f}")
     if verdict.get("consensus_distance") is not None:

@@ -1,9 +1,9 @@
 """Attacks: what a Byzantine peer sends instead of its own model, as pure functions of what it knows.
 
-Three families.  *Model* attacks forge the vector itself (`forge`).  *Data* attacks train honestly on poisoned
-rows (poisoning.py): `forge` then gives the attacker's own model.  *Protocol* attacks lie about what surrounds
-the vector (protocol_lies.py) and need whole peers: `forge` refuses them.  Sybils and eclipsers flip signs;
-what they are lies in how they came in and whom they cut off (placement.py).
+Four families.  *Model* attacks forge the vector itself (`forge`).  *Data* attacks train honestly on poisoned
+rows (poisoning.py) and *knowledge* attacks lie in an exchange (false_knowledge.py): `forge` gives their own
+model.  *Protocol* attacks lie about what surrounds it (protocol_lies.py) and need whole peers: `forge`
+refuses them.  Sybils and eclipsers flip signs; what they are lies in how they came in (placement.py).
 
 An attacker is omniscient, as in the literature: for each target it sees the models that the target will mix,
 and forges a vector for this target alone.  Byzantine peers are the last of a run (placement.py).
@@ -33,6 +33,7 @@ __all__ = [
     "DATA_KINDS",
     "FORGE",
     "KINDS",
+    "KNOWLEDGE_KINDS",
     "PROTOCOL_KINDS",
     "TRIGGERED_KINDS",
     "WORLD_KINDS",
@@ -42,7 +43,11 @@ __all__ = [
 ]
 
 _Floats = NDArray[np.float64]
-
+# Whoever attacks so lies in an exchange of knowledge of this kind (false_knowledge.py).
+KNOWLEDGE_KINDS = {
+    "poisoned-labels": "hub", "poisoned-hub": "hub", "poisoned-prototypes": "proto",
+    "poisoned-probe": "probe", "poisoned-probe-prior": "probe",
+}  # fmt: skip
 # The attacks, and which options each one takes beside `byzantine`, `placement` and `starts_at`.
 KINDS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -71,10 +76,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "bomb": (),
     "sybil": (),
     "eclipse": (),
+    **dict.fromkeys(KNOWLEDGE_KINDS, ()),
 }
 # Whoever attacks so trains on poisoned rows.
 DATA_KINDS = ("label-flip", "backdoor", "model-replacement")
-# Their rows carry a trigger, which is to give its class.
+# Their rows carry a trigger.
 TRIGGERED_KINDS = ("backdoor", "model-replacement")
 # All attackers say the same to one target: nothing of their own and no draw is in it.
 CONCERTED_KINDS = (
@@ -84,11 +90,11 @@ CONCERTED_KINDS = (
 # These have no vector of their own.
 PROTOCOL_KINDS = ("weight-lie", "wrong-shape", "replay", "equivocation", "bomb")
 # These need whole peers, their membership and their network.
-WORLD_KINDS = (*PROTOCOL_KINDS, "sybil", "eclipse")
+WORLD_KINDS = (*PROTOCOL_KINDS, *KNOWLEDGE_KINDS, "sybil", "eclipse")
 
 # Purpose of an attacker's random draws: "forg" in ASCII.
 FORGE = 0x666F7267
-# Near the largest float32, 3.4e38: finite, and its square is not, not even two of them added.
+# Near the largest float32, 3.4e38: finite, and its square is not.
 _HUGE = 3e38
 
 
@@ -265,7 +271,6 @@ def _mimic(_: AttackOptions, sight: Sight) -> Vector:
     Source: Karimireddy, He, Jaggi 2022, arXiv:2006.09365.
     """
     centred = sight.honest - _mean(sight)
-    # <x_k - mu, v> is sqrt(eigenvalue) times the Gram matrix's top eigenvector.
     vectors = np.linalg.eigh(centred @ centred.T)[1]
     chosen: Vector = sight.honest[int(np.argmax(np.abs(vectors[:, -1])))]
     return chosen
@@ -391,4 +396,5 @@ _FORGERS: dict[str, Callable[[AttackOptions, Sight], Vector | _Floats | None]] =
     "model-replacement": _model_replacement,
     "sybil": _sign_flip,
     "eclipse": _sign_flip,
+    **dict.fromkeys(KNOWLEDGE_KINDS, _own),
 }

@@ -30,9 +30,11 @@ from p2pfl.participant import Participant
 from p2pfl.state import State
 from p2pfl.trust import audit
 from p2pfl.view import PeerView
+from p2pfl.work import Worked
 
 from . import protocol_lies
 from .attacks import FORGE, PROTOCOL_KINDS, AttackOptions, Sight, forge
+from .false_knowledge import false_result
 from .placement import fiedler, slowest
 
 __all__ = ["ByzantinePeer"]
@@ -83,6 +85,8 @@ class ByzantinePeer:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event; returns what is to be done, forged."""
         self._listen(event)
+        if isinstance(event, Worked) and event.result is not None and self._has_begun(self.state.round):
+            event = replace(event, result=false_result(self._attack, event.result))
         return self._rewritten(self._inner.handle(event, now))
 
     def expire(self, now: float) -> list[Effect]:
@@ -108,9 +112,10 @@ class ByzantinePeer:
     # --- what it sees ------------------------------------------------------------------------------------
 
     def _listen(self, event: Event) -> None:
-        if not (isinstance(event, Received) and isinstance(event.message.body, np.ndarray)):
+        if not (isinstance(event, Received) and _is_model(event.message)):
             return
         header, body, mass = event.message.header, event.message.body, self.state.mass
+        assert isinstance(body, np.ndarray)
         if body.nbytes == body_bytes(len(mass.model), mass.k):
             self._heard[event.peer] = _model_in(unpack(body, _weight(header), mass.k))
 
@@ -161,12 +166,13 @@ class ByzantinePeer:
             body = effect.message.body if isinstance(effect, Send) else None
             new = body if isinstance(body, Statement) and body.content not in self._stories else None
             if statements and (
-                isinstance(body, np.ndarray) or (new and new.content != statements[0][1].content)
+                (isinstance(effect, Send) and _is_model(effect.message))
+                or (new and new.content != statements[0][1].content)
             ):
                 # Another round begins: a peer that was behind takes several steps at once.
                 said += self._restated(statements, bodies)
                 bodies, statements = [], []
-            if isinstance(effect, Send) and isinstance(body, np.ndarray):
+            if isinstance(effect, Send) and _is_model(effect.message):
                 messages = [
                     Send(peer=effect.peer, message=m) for m in self._body(effect.peer, effect.message)
                 ]
@@ -192,7 +198,7 @@ class ByzantinePeer:
         if again:
             return again
         said = message
-        if header.round - self.state.schedule.opening >= max(0, self._attack.starts_at):
+        if self._has_begun(header.round):
             lie = self._forged(peer, message)
             if lie is None:
                 return []
@@ -244,8 +250,15 @@ class ByzantinePeer:
         self.state.last_words = [*result, *(s for s in bodies if s.message.header.kind is Kind.STATE)]
         return result
 
+    def _has_begun(self, number: int) -> bool:
+        return number - self.state.schedule.opening >= max(0, self._attack.starts_at)
+
     def _position(self, peer: PeerId) -> int:
         return self.state.members().index(peer) if peer in self.state.members() else 0
+
+
+def _is_model(message: Message) -> bool:
+    return message.header.kind in (Kind.SHARE, Kind.STATE) and isinstance(message.body, np.ndarray)
 
 
 def _weight(header: Header) -> float:

@@ -53,7 +53,12 @@ def check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> No
             f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
         )
     if simulation.engine == "world":
-        if simulation.control != "none" or simulation.consensus_every:
+        if simulation.control == "shuffled-teacher" and spec.knowledge.exchange.kind != "hub":
+            raise ConfigError(
+                f'{where}: simulation.control = "shuffled-teacher" shuffles what hubs teach, and'
+                f" knowledge.exchange.kind is {spec.knowledge.exchange.kind!r}; choose control none"
+            )
+        if simulation.control not in ("none", "shuffled-teacher") or simulation.consensus_every:
             raise ConfigError(
                 f'{where}: simulation.control and consensus_every are for engine "population"; add'
                 " --engine population"
@@ -113,6 +118,7 @@ def _beyond_population(spec: RunSpec, simulation: SimulationOptions) -> dict[str
         f"simulation.attack {attack.kind!r}": attack.kind not in WORLD_KINDS,
         f"simulation.attack with control {simulation.control!r}": not attack.byzantine
         or simulation.control not in ("centralised", "without-weights"),
+        "simulation.control 'shuffled-teacher'": simulation.control != "shuffled-teacher",
         "simulation.network.bandwidth_mbit_s": not simulation.network.bandwidth_mbit_s,
         "simulation.network.partitions": not simulation.network.partitions,
         "simulation.access": not simulation.access,

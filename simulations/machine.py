@@ -26,12 +26,15 @@ from p2pfl.trust.certificates import MAX_SIGNATURES
 from p2pfl.trust.identity import Identity, verify
 from p2pfl.trust.membership import Membership
 from p2pfl.trust.privacy import Account, encode
+from p2pfl.trust.relations import Level, Relations
 from p2pfl.work import Distill, Fit, Job, Learn, Work, Worked
 
 __all__ = ["Machine", "SimulatedSite", "founded_by", "identities"]
 
 # The share of a step that is as good as all of it: times are rounded sums, and 4.02 - 3.02 is less than 1.
 _WHOLE = 1.0 - 1e-9
+# Purpose of the draw that shuffles a teacher: "shuf" in ASCII.
+_SHUFFLE = 0x73687566
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +42,9 @@ class SimulatedSite:
     """What a site brings: its learner, and how fast its machine is (virtual seconds).
 
     learn_s: of a hub's learning and of a distillation; None is a fit's time.   evaluate_s: also of every
-    other job of knowledge exchange.   around: puts something between its peer and the world, as an attacker
-    does.
+    other job of knowledge exchange.   shares_features: it may tell features of single rows to every founder,
+    as its people would allow by `p2pfl trust set`.   around: puts something between its peer and the world,
+    as an attacker does.   shuffles_teacher: each soft label that it learns from is another row's.
     """
 
     factory: LearnerFactory
@@ -51,6 +55,8 @@ class SimulatedSite:
     starts_at_s: float = 0.0
     memory_bytes: int = 4096 * 10**6
     publishes_edges: bool = False
+    shares_features: bool = False
+    shuffles_teacher: bool = False
     around: Callable[[Peer], Participant] = lambda peer: peer
 
 
@@ -115,7 +121,7 @@ class Machine:
             Peer(
                 me=self.name,
                 spec=self.spec,
-                consortium=Consortium(self._founders, verify=_verify),
+                consortium=Consortium(self._founders, own=self._relations(), verify=_verify),
                 boot_session=int.from_bytes(draw[:8], "big") >> 1,
                 entropy=hashlib.sha256(draw).digest(),
                 memory_bytes=self.site.memory_bytes,
@@ -183,7 +189,16 @@ class Machine:
         takes_s = self._takes_s(job.job)
         done = took_s / takes_s if takes_s > 0 else 1.0
         self._looks_left = float("inf") if done >= _WHOLE else int(done * self._steps(job.job))
-        return self.workshop.work(job)
+        return self.workshop.work(self._shuffled(job) if self.site.shuffles_teacher else job)
+
+    def _shuffled(self, job: Work) -> Work:
+        """The job with its teacher's soft labels dealt to other rows, as by who keys them by batch."""
+        if not isinstance(job.job, Fit) or job.job.teacher is None:
+            return job
+        teacher = job.job.teacher
+        rng = np.random.default_rng([self.spec.run.seed, _SHUFFLE, self.index, job.round])
+        dealt = rng.permutation(len(teacher.log_p))
+        return replace(job, job=replace(job.job, teacher=replace(teacher, log_p=teacher.log_p[dealt])))
 
     def _takes_s(self, job: Job) -> float:
         match job:
@@ -217,6 +232,12 @@ class Machine:
         """The learner at work."""
         assert self._workshop is not None
         return self._workshop
+
+    def _relations(self) -> Relations:
+        if not self.site.shares_features:
+            return Relations()
+        told = {name: Level.NORMAL for name in self._founders.founders if name != self.name}
+        return Relations(only={("features", "share"): told})
 
     def _should_stop(self) -> bool:
         self._has_looked = True

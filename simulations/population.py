@@ -55,7 +55,8 @@ from .tracked import Tracked
 
 __all__ = ["Control", "Population"]
 
-Control = Literal["none", "alone", "centralised", "without-weights", "row-stochastic"]
+# "shuffled-teacher" is for hubs, which a population has not (machine.py).
+Control = Literal["none", "alone", "centralised", "without-weights", "row-stochastic", "shuffled-teacher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

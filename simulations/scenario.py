@@ -17,11 +17,11 @@ from p2pfl import run as runs
 from p2pfl.aggregation import mixer_of
 from p2pfl.errors import ConfigError
 from p2pfl.gossip.push_pull import PUSH_PULL
-from p2pfl.learn.options import PartitionOptions, at_role
+from p2pfl.learn.options import PartitionOptions
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 
-from . import classes, expect
+from . import classes, expect, false_knowledge
 from . import grid as grids
 from .attacks import AttackOptions
 from .churn import ChurnOptions
@@ -33,6 +33,7 @@ from .limits import MOST_FUSED, MOST_PEERS, check_engine
 from .network import Partition
 from .placement import placed
 from .population import Control
+from .workload import check_roles
 
 __all__ = [
     "Cell",
@@ -106,7 +107,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     threads: of fused kernels, 0 for one a processor; they change no result.   shards: ray only, how many
     workers hold the peers; 0 is one a machine, and two on a single one; 1 does without Ray.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
-    measurements of the consensus distance, 0 for none; population only, as control is.
+    measurements of the consensus distance, 0 for none; population only, as all controls but shuffled-teacher.
     metric: the one judged; empty takes accuracy where there is one.   measure_every: rounds between two
     measurements of it while a run is recorded, 0 for none; see recorder.py.
     expect, grid: see those modules.
@@ -263,7 +264,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         raise ConfigError(f"{where}: simulation.fit_s is a number of seconds, or one for each peer")
     if simulation.seeds:
         parse_seeds(simulation.seeds)
-    _check_roles(spec, simulation, where)
+    check_roles(spec, simulation.peers, simulation.roles, where)
+    false_knowledge.check(simulation.attack, spec, where)
     try:
         classes.factors(simulation.speed, simulation.peers, 0)
         Lines(simulation.access, simulation.network.link(), simulation.peers, 0)
@@ -282,20 +284,6 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         expectations=tuple(expect.parse(text) for text in simulation.expect),
         written=spec,
     )
-
-
-def _check_roles(spec: RunSpec, simulation: SimulationOptions, where: str) -> None:
-    """Refuse roles that the agreement has not, and more of them than peers.  Raises ConfigError."""
-    if len(simulation.roles) > simulation.peers:
-        raise ConfigError(
-            f"{where}: simulation.roles names {len(simulation.roles)} roles for {simulation.peers} peers;"
-            " give one for each, or a few that repeat"
-        )
-    try:
-        for role in simulation.roles or ("",):
-            at_role(spec.learner, role)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: simulation.roles, who plays which of learner.roles: {error}") from error
 
 
 def set_key(table: dict[str, Any], setting: str) -> None:

@@ -32,6 +32,7 @@ from .poisoning import byzantine_site
 from .population import Population
 from .recorder import Recorder
 from .scenario import NetworkOptions, Scenario
+from .taught import exchanged
 from .workload import Workload, cut
 from .world import World
 
@@ -59,6 +60,9 @@ def make_world(
             fit_s=fits[i % len(fits)] * factors[i],
             learn_s=None if options.learn_s is None else options.learn_s * factors[i],
             evaluate_s=options.evaluate_s * factors[i],
+            # Nobody is there to say `p2pfl trust set`: an agreement that would share features does.
+            shares_features=bool(spec.knowledge.exchange.share_features),
+            shuffles_teacher=options.control == "shuffled-teacher",
         )
         for i, site in enumerate(_sites(scenario, workload))
     ]
@@ -130,6 +134,7 @@ def run_trial(
         return run_fleet(scenario, listener, cell=cell, events=events)
     honest = honest_count(options.attack, options.peers)
     workload = cut(spec, honest, options.partition, sources=options.data, roles=options.roles)
+    world: World | None = None
     recorder = None if events is None else Recorder(scenario, workload, cell)
     if options.engine == "population":
         ran = _run_population(scenario, workload, listener, recorder)
@@ -137,6 +142,9 @@ def run_trial(
         world, wall_s = _run(scenario, workload, listener, recorder)
         ran = _ran(world, options.attack, wall_s)
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
+    if world is not None:
+        honest_ones = world.machines[:honest]
+        result["knowledge"] = exchanged(honest_ones, spec, result["metric"]["name"])
     if options.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":

@@ -15,7 +15,7 @@ from p2pfl.learn.learner import LearnerFactory, Site
 from p2pfl.learn.options import PartitionOptions, at_role
 from p2pfl.run import RunSpec, exchange_of
 
-__all__ = ["Workload", "cut", "partition_rng"]
+__all__ = ["Workload", "check_roles", "cut", "partition_rng"]
 
 # Keeps the draw of a partition apart from every other use of a run's seed: "part" in ASCII.
 _PURPOSE = 0x70617274
@@ -103,6 +103,20 @@ def _has_rows(spec: RunSpec, role: str) -> bool:
     """Whether a site of that role has rows that are ours to deal."""
     options = at_role(spec.learner, role)
     return not options.module and (options.model is None or options.model.kind != "vector")
+
+
+def check_roles(spec: RunSpec, peers: int, roles: Sequence[str], where: str) -> None:
+    """Refuse roles that the agreement has not, and more of them than peers.  Raises ConfigError."""
+    if len(roles) > peers:
+        raise ConfigError(
+            f"{where}: simulation.roles names {len(roles)} roles for {peers} peers; give one for each, or a"
+            " few that repeat"
+        )
+    try:
+        for role in roles or ("",):
+            at_role(spec.learner, role)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: simulation.roles, who plays which of learner.roles: {error}") from error
 
 
 def partition_rng(seed: int) -> np.random.Generator:

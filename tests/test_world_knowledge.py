@@ -61,16 +61,11 @@ def built_in(spec: RunSpec, n: int, **world: Any) -> World:
 def splitters(hubs: int, edges: int, *, grant: bool = True, **world: Any) -> World:
     spec = world.pop("spec", None) or knowing(hubs + edges, HUB)
     sites = [f"hub {i}" if i < hubs else f"edge {i}" for i in range(hubs + edges)]
-    made = World(spec, [SimulatedSite(factory=splitter, site=Site(data=d)) for d in sites], **world)
-    if grant:
-        # After everybody has started, before anybody is connected.
-        made.at(0.005, 0, partial(let_all_tell_features, made))
-    return made
-
-
-def let_all_tell_features(world: World) -> None:
-    for i, j in ((i, j) for i in range(len(world.names)) for j in range(len(world.names)) if i != j):
-        world.command(i, "set", peer=world.names[j], share="normal", **{"for": "features"})
+    return World(
+        spec,
+        [SimulatedSite(factory=splitter, site=Site(data=d), shares_features=grant) for d in sites],
+        **world,
+    )
 
 
 def learner_of(world: World, index: int) -> TinySplitter:
@@ -220,6 +215,17 @@ def test_no_features_go_where_nobody_said_so() -> None:
     assert finished(world)
     assert exchanged(world, 1, "told") == [0] * ROUNDS
     assert metrics(world, 1)["taught"] == 0
+
+
+def test_a_site_that_names_a_hub_while_the_run_goes_on_tells_it_from_then_on() -> None:
+    world = splitters(1, 2, grant=False)
+    say = partial(world.command, 1, "set", peer=world.names[0], share="normal", **{"for": "features"})
+    world.at(2.5, 1, say)
+    assert world.run(until_s=100)
+    told = exchanged(world, 1, "told")
+    assert told[0] == 0
+    assert told[-1] == 1
+    assert exchanged(world, 2, "told") == [0] * ROUNDS
 
 
 def test_a_hub_that_dies_leaves_its_edges_to_the_standby() -> None:
