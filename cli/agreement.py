@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.ids import PeerId, short
 
+from .knowledge import knowledge_bytes, knowledge_in_plain_words
+
 if TYPE_CHECKING:
     from p2pfl.learn.options import LearnerOptions
     from p2pfl.release import Release
@@ -36,6 +38,9 @@ def in_plain_words(spec: RunSpec) -> str:
         what = f"the parameters named {', '.join(learner.share)}"
     if learner.standardise == "federation":
         what += ", and once the count, sum and sum of squares of each column"
+    if spec.gossip.averaging.kind == "none":
+        what = "no model"
+    knowledge = knowledge_in_plain_words(spec)
     code = _code(learner)
     if learner.roles:
         code = "; ".join(f"{role}: {_code(at_role(learner, role))}" for role in sorted(learner.roles))
@@ -50,6 +55,7 @@ def in_plain_words(spec: RunSpec) -> str:
             f"when {run.members_at_start} members are there; a round waits {run.deadline_s:g} s at most",
         ),
         ("shared", f"{what}; rows, metrics and logs stay here"),
+        *([("knowledge", knowledge)] if knowledge else []),
         ("with whom", f"{spec.gossip.topology.kind} topology, {_mixing(spec)}"),
         ("learner", code),
         (
@@ -89,6 +95,8 @@ def _privacy(spec: RunSpec) -> str:
 
 def _mixing(spec: RunSpec) -> str:
     rule = spec.trust.aggregator
+    if spec.gossip.averaging.kind == "none":
+        return "nothing is mixed"
     if rule.kind == "none":
         return f"{spec.gossip.averaging.kind} averaging"
     if rule.kind == "capped-share":
@@ -190,6 +198,7 @@ class Cost:
     samples: int
     share_bytes: int
     bytes_sent_per_round: int
+    knowledge_bytes_per_round: int
     memory_bytes: int
     inbox_bytes: int
     seconds_per_round: float
@@ -232,7 +241,7 @@ def cost_of(
         **told,
     )
     learner = factory.build(factory.resolve(options), site)
-    Lessons(learner, site).expected()
+    expected = Lessons(learner, site).expected()
     sums = factory.statistics_of(learner)
     if options.standardise == "federation":
         learner.standardise(sums)  # type: ignore[attr-defined]
@@ -260,12 +269,16 @@ def cost_of(
     release = factory.release_of(learner)
     is_tracked = mixer_of(spec) is PUSH_PULL
     share = body_bytes(len(start), len(sums), is_tracked=is_tracked)
+    if spec.gossip.averaging.kind == "none":
+        share = 0
     inbox = _UNRESOLVED_SHARES * mixing["in_neighbours"] * share
+    samples = factory.samples_of(learner)
     return Cost(
         parameters=len(start),
-        samples=factory.samples_of(learner),
+        samples=samples,
         share_bytes=share,
         bytes_sent_per_round=round(mixing["out_neighbours"] * share),
+        knowledge_bytes_per_round=knowledge_bytes(spec, expected, samples, mixing["out_neighbours"]),
         memory_bytes=inbox + (_WORKING_COPIES + _UNRESOLVED_SHARES) * share,
         inbox_bytes=inbox,
         seconds_per_round=seconds * options.local_steps,

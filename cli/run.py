@@ -153,9 +153,10 @@ def check(terminal: Terminal, file: Path | None, data: str | None, role: str | N
             f"{spec.run.deadline_s:g} s: rounds will go on with partial work of this site"
         )
     metrics = "  ".join(f"{key} {value:.4f}" for key, value in cost.metrics.items())
+    shared = " that stay here" if spec.gossip.averaging.kind == "none" else " shared"
     text = (
         f"run         {spec.run.name}  {run_id(spec)}\n"
-        f"model       {cost.parameters:,} parameters shared, {cost.samples:,} rows here\n"
+        f"model       {cost.parameters:,} parameters{shared}, {cost.samples:,} rows here\n"
         f"one batch   {metrics}\n"
         f"a round     {_size(cost.bytes_sent_per_round)} sent, at most {_size(cost.memory_bytes)} of memory, "
         f"{cost.seconds_per_round:.2g} s of training\n"
@@ -163,6 +164,8 @@ def check(terminal: Terminal, file: Path | None, data: str | None, role: str | N
         f"{_size(cost.bytes_sent_per_round * mixing['rounds_in_all'])} sent by each\n"
         f"mixing      {mixing_in_plain_words(mixing)}"
     )
+    if (kind := spec.knowledge.exchange.kind) != "none":
+        text += f"\nknowledge   {kind}: at most {_size(cost.knowledge_bytes_per_round)} sent a round"
     if cost.epsilon is not None:
         delta = spec.trust.privacy.delta
         text += f"\nprivacy     epsilon {cost.epsilon:.3g} at delta {delta:g} for these rows after all rounds"

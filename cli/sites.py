@@ -181,7 +181,7 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
             assert isinstance(site.dataset, Dataset), "the learner is built in"
             source = f"npz:{home / 'rows.npz'}"
             data.save(home / "rows.npz", site.dataset)
-        settings = {
+        settings: dict[str, dict[str, Any]] = {
             "node": {
                 "name": f"site-{i}",
                 "listen": [f"/ip4/127.0.0.1/tcp/{ports[i]}"],
@@ -191,6 +191,9 @@ def prepare(folder: Path, plan: Plan) -> list[DemoSite]:
                 "role": site.role,
             }
         }
+        if plan.spec.knowledge.exchange.share_features:
+            # Each of them belongs to who runs the demo, and this is what each site says of its hubs.
+            settings["trust"] = {"share_features": [key.peer_id for j, key in enumerate(keys) if j != i]}
         homes.write_private(home / homes.SETTINGS, runs.write_toml(settings))
     for i, ticket in enumerate(_tickets(plan, founders, keys[len(founders) :], addresses), len(founders)):
         homes.write_private(folder / f"site-{i}" / homes.TICKET, ticket + "\n")

@@ -54,6 +54,8 @@ def _describe(now: dict[str, Any]) -> str:
         most = f" of {privacy['max_epsilon']:g}" if privacy["max_epsilon"] is not None else ""
         told = f"epsilon {_number(privacy['epsilon'])}{most} at delta {privacy['delta']:g}"
         lines.append(f"privacy    {privacy['kind']}, {told}")
+    if hub := now.get("hub"):
+        lines.append(f"hub        {'this site' if hub == now['peer_id'] else hub}")
     metric = now.get("metric") or {}
     if metric:
         lines.append("metric     " + "  ".join(f"{name} {_number(value)}" for name, value in metric.items()))

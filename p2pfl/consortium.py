@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -258,7 +258,8 @@ class Consortium:
         fresh, self.membership = self.membership, membership.from_bytes(saved.membership)
         for batch in membership.batches(fresh):
             self.membership, _, _ = admission.merge(self.membership, batch, now)
-        self.relations = relations.from_bytes(saved.relations)
+        stored = relations.from_bytes(saved.relations)
+        self.relations = replace(stored, features_to=self.relations.features_to)
         self.reputation = reputation.from_bytes(saved.reputation) if saved.reputation else Reputation()
         self.book = discovery.book_from_bytes(saved.addresses)
 

@@ -15,6 +15,7 @@ import msgspec
 import platformdirs
 
 from p2pfl.errors import ConfigError
+from p2pfl.ids import parse_peer_id
 
 __all__ = [
     "PRESETS",
@@ -70,9 +71,18 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class TrustSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[trust]`: whether the neighbours are told whom this site shares with and accepts from."""
+    """`[trust]`: whether neighbours are told whom this site trusts, and which hubs may have its features."""
 
     publish_edges: bool = False
+    # Ids of hubs; `p2pfl trust set HUB --for features` says the same, or otherwise, of one of them.
+    share_features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for peer in self.share_features:
+            try:
+                parse_peer_id(peer)
+            except ConfigError as error:
+                raise ValueError(f"trust.share_features names hubs by their ids: {error}") from None
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,6 +118,7 @@ _ENVIRONMENT = {
     "P2PFL_UPLOAD_MBIT_S": ("limits", "upload_mbit_s"),
     "P2PFL_CONNECTIONS": ("limits", "connections"),
     "P2PFL_PUBLISH_EDGES": ("trust", "publish_edges"),
+    "P2PFL_SHARE_FEATURES": ("trust", "share_features"),
 }
 
 
@@ -133,7 +144,7 @@ def load(
     for variable, (section, key) in _ENVIRONMENT.items():
         if variable in environ:
             value = environ[variable]
-            lists = key in ("listen", "announce", "bootstrap")
+            lists = key in ("listen", "announce", "bootstrap", "share_features")
             table.setdefault(section, {})[key] = (
                 [v.strip() for v in value.split(",") if v.strip()] if lists else value
             )

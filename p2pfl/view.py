@@ -37,6 +37,7 @@ class PeerView:
     finished: str
     epsilon: float | None
     budget_is_spent: bool
+    hub: PeerId | None
 
 
 def view_of(state: State, wanted: tuple[PeerId, ...]) -> PeerView:
@@ -78,4 +79,5 @@ def view_of(state: State, wanted: tuple[PeerId, ...]) -> PeerView:
         finished=state.finished,
         epsilon=state.epsilon,
         budget_is_spent=state.budget_is_spent,
+        hub=state.knowing.hub if state.knowing is not None else None,
     )

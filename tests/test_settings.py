@@ -8,7 +8,9 @@ import pytest
 
 from p2pfl import settings
 from p2pfl.errors import ConfigError
+from p2pfl.trust.identity import Identity
 
+HUBS = [Identity(bytes([i]) * 32).peer_id for i in (1, 2)]
 VARIABLES = {
     "P2PFL_NAME": ("ward", "node.name", "ward"),
     "P2PFL_LISTEN": (
@@ -27,6 +29,7 @@ VARIABLES = {
     "P2PFL_UPLOAD_MBIT_S": ("2.5", "limits.upload_mbit_s", 2.5),
     "P2PFL_CONNECTIONS": ("8", "limits.connections", 8),
     "P2PFL_PUBLISH_EDGES": ("true", "trust.publish_edges", True),
+    "P2PFL_SHARE_FEATURES": (", ".join(HUBS), "trust.share_features", HUBS),
 }
 
 
@@ -56,7 +59,13 @@ def test_a_flag_beats_the_environment(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"P2PFL_CONNECTIONS": "0"}, {"P2PFL_CONNECTIONS": "many"}, {"P2PFL_ISOLATION": "none"}]
+    "change",
+    [
+        {"P2PFL_CONNECTIONS": "0"},
+        {"P2PFL_CONNECTIONS": "many"},
+        {"P2PFL_SHARE_FEATURES": "the-hub"},
+        {"P2PFL_ISOLATION": "none"},
+    ],
 )
 def test_a_variable_is_checked_like_the_file(home: Path, change: dict[str, str]) -> None:
     with pytest.raises(ConfigError):

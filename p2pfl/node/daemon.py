@@ -34,6 +34,7 @@ from p2pfl.settings import NodeSettings
 from p2pfl.trust import admission, certificates, identity, successions, tickets
 from p2pfl.trust.identity import Identity
 from p2pfl.trust.membership import Records
+from p2pfl.trust.relations import Relations
 
 __all__ = ["consortium_of", "serve"]
 
@@ -41,9 +42,12 @@ __all__ = ["consortium_of", "serve"]
 _KEY, _TICKET = "identity.key", "ticket"
 
 
-def consortium_of(spec: RunSpec, own: Identity, ticket: bytes, now: float) -> Consortium:
+def consortium_of(
+    spec: RunSpec, own: Identity, ticket: bytes, now: float, share_features: tuple[str, ...] = ()
+) -> Consortium:
     """The consortium as the agreement founds it, with this node's own certificate if it has one.
 
+    share_features: ids of those who may be told features, as in node.toml.
     Raises ConfigError when the agreement has no founders, RefusedError when the certificate does not admit.
     """
     founders = tuple(parse_peer_id(founder) for founder in spec.trust.founders)
@@ -53,6 +57,7 @@ def consortium_of(spec: RunSpec, own: Identity, ticket: bytes, now: float) -> Co
         run_id(spec),
         founders,
         spec.trust.quorum,
+        own=Relations(features_to=frozenset(map(parse_peer_id, share_features))),
         verify=lambda peer, data, signature: identity.verify(peer, b"", data, signature),
     )
     if ticket and own.peer_id not in founders:
@@ -120,7 +125,7 @@ async def serve(
     peer = Peer(
         me=own.peer_id,
         spec=spec,
-        consortium=consortium_of(spec, own, ticket, clock.now()),
+        consortium=consortium_of(spec, own, ticket, clock.now(), settings.trust.share_features),
         boot_session=secrets.randbits(63),
         entropy=secrets.token_bytes(32),
         memory_bytes=settings.limits.memory_mb * 10**6,

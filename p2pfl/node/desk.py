@@ -65,6 +65,7 @@ class Desk:
             "roster": list(view.members),
             "metric": dict(view.metrics),
             "privacy": self._privacy(),
+            "hub": view.hub,
             "mass": mass if conserves_mass(spec) else None,
             "incarnation": view.incarnation,
             "finished": view.finished,

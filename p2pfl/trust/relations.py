@@ -5,7 +5,7 @@ integrity (whose updates are mixed here).  An edge from A to B exists when A sha
 A; the way back is another edge.  A ban is deny in both directions and beats every level.
 
 Levels are for weights, and hold for soft labels and features, too, unless a peer has others for these; but
-nobody is told features, which show single rows, unless a level for features says so.
+nobody is told features, which show single rows, unless a level for features or this site's node.toml says so.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Level(IntEnum):
 class Relations:
     """The two lists: a level for members not named, levels of those who are, and the banned.
 
-    only: levels for one kind of message alone, by kind and way ("share", "accept").
+    only: levels for one kind of message alone, by kind and way ("share", "accept").   features_to: who is
+    told features without a level of their own, by node.toml; not stored.
     """
 
     share_default: Level = Level.NORMAL
@@ -83,6 +84,7 @@ class Relations:
     accept_from: Mapping[PeerId, Level] = field(default_factory=dict)
     banned: frozenset[PeerId] = frozenset()
     only: Mapping[tuple[Task, str], Mapping[PeerId, Level]] = field(default_factory=dict)
+    features_to: frozenset[PeerId] = frozenset()
 
 
 def parse_level(word: str) -> Level:
@@ -100,7 +102,9 @@ def share_level(relations: Relations, peer: PeerId, task: Task = "weights") -> L
         return Level.DENY
     if relations.only and (level := relations.only.get((task, "share"), {}).get(peer)) is not None:
         return level
-    return Level.DENY if task == "features" else relations.share_with.get(peer, relations.share_default)
+    if task == "features":
+        return Level.NORMAL if peer in relations.features_to else Level.DENY
+    return relations.share_with.get(peer, relations.share_default)
 
 
 def accept_level(relations: Relations, peer: PeerId, task: Task = "weights") -> Level:
@@ -192,6 +196,7 @@ def rename(relations: Relations, old: PeerId, new: PeerId) -> Relations:
         accept_from=_renamed(relations.accept_from, old, new),
         banned=frozenset(new if name == old else name for name in relations.banned),
         only={key: _renamed(levels, old, new) for key, levels in relations.only.items()},
+        features_to=frozenset(new if name == old else name for name in relations.features_to),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -41,6 +42,14 @@ def free_ports(n: int) -> list[int]:
     return ports
 
 
+def write_key(own: identity.Identity, path: Path) -> None:
+    """`own` as the key file of a node."""
+    # PKCS #8 of an Ed25519 key: RFC 8410, section 7.
+    body = base64.b64encode(bytes.fromhex("302e020100300506032b657004220420") + own.seed).decode()
+    path.write_text(f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")
+    path.chmod(0o600)
+
+
 class Daemons:
     """Nodes in `folder`, all founders of one run, and their processes.  A context manager that kills them."""
 
@@ -53,19 +62,25 @@ class Daemons:
         *,
         invited: int = 0,
         data: Sequence[str] = (),
+        roles: Sequence[str] = (),
+        keys: Sequence[identity.Identity] = (),
         **tables: Mapping[str, Any],
     ) -> None:
         """learner: the text of learner.py, with a `learner(site)`.   invited: how many of the n do not found.
 
-        data: each node's, its number when not given.   tables: keys of run.toml above the defaults used here.
+        data: each node's, its number when not given.   roles, keys: likewise, no roles and new keys when not
+        given.   tables: keys of run.toml above the defaults used here.
         """
         self.folder = folder
         self.homes = [folder / f"home{i}" for i in range(n)]
         ports = free_ports(2 * n)
         self.names: list[PeerId] = []
-        for home in self.homes:
+        for i, home in enumerate(self.homes):
             home.mkdir(mode=0o700)
-            self.names.append(identity.create(home / "identity.key").peer_id)
+            if keys:
+                write_key(keys[i], home / "identity.key")
+            own = identity.load(home / "identity.key") if keys else identity.create(home / "identity.key")
+            self.names.append(own.peer_id)
         self.addresses = [
             f"/ip4/127.0.0.1/tcp/{port}/p2p/{name}" for port, name in zip(ports[:n], self.names, strict=True)
         ]
@@ -76,8 +91,13 @@ class Daemons:
                 "bulk_listen": f"127.0.0.1:{ports[n + i]}",
                 "bootstrap": [self.addresses[0]] if 0 < i < n - invited else [],
                 "data": data[i] if data else str(i),
+                "role": roles[i] if roles else "",
             }
-            (home / "node.toml").write_text(write_toml({"node": node}))
+            table: dict[str, Any] = {"node": node}
+            if "knowledge" in tables:
+                # Every site names every other as one that may have its features; only hubs are told them.
+                table["trust"] = {"share_features": [name for name in self.names if name != self.names[i]]}
+            (home / "node.toml").write_text(write_toml(table))
         founders = self.names[: n - invited]
         agreement: dict[str, dict[str, Any]] = {
             "run": {"rounds": 20, "members_at_start": len(founders), "closing_rounds": 2, "deadline_s": 5.0},
@@ -99,9 +119,9 @@ class Daemons:
         for i in list(self.processes):
             self.kill(i)
 
-    def command(self, i: int, *words: str) -> list[str]:
+    def command(self, i: int, *words: str, program: Sequence[str] = ("-m", "p2pfl")) -> list[str]:
         """The command line of `p2pfl` at node i."""
-        return [sys.executable, "-m", "p2pfl", "--home", str(self.homes[i]), *words]
+        return [sys.executable, *program, "--home", str(self.homes[i]), *words]
 
     def p2pfl(self, i: int, *words: str) -> dict[str, Any]:
         """What a command says, as JSON; it must succeed."""
@@ -127,16 +147,16 @@ class Daemons:
             certificate = certificates.countersign(certificate, founder)
         return write_ticket(certificate, [self.addresses[1]])
 
-    def start(self, *nodes: int, words: Sequence[str] = ()) -> None:
+    def start(self, *nodes: int, words: Sequence[str] = (), program: Sequence[str] = ("-m", "p2pfl")) -> None:
         """Start the processes of `nodes`; what they print is appended to out{i}.txt.
 
-        words: the command, `node start` under the agreement when not given.
+        words: the command, `node start` under the agreement when not given.   program: what has it.
         """
         words = words or ("node", "start", "--run", str(self.run_file))
         for i in nodes:
             with (self.folder / f"out{i}.txt").open("ab") as out:
                 self.processes[i] = subprocess.Popen(
-                    self.command(i, "--json", *words),
+                    self.command(i, "--json", *words, program=program),
                     cwd=self.folder,
                     stdout=out,
                     stderr=out,

@@ -142,3 +142,14 @@ def test_a_damaged_store_is_read_or_refused(new: bytes, at: int, cut: int) -> No
             from_bytes(changed)
         except StoreError:
             continue
+
+
+def test_a_hub_named_in_node_toml_is_told_features_unless_the_site_says_otherwise() -> None:
+    one = Relations(features_to=frozenset({A}))
+    assert share_level(one, A, "features") is Level.NORMAL
+    assert share_level(one, B, "features") is Level.DENY
+    denied = set_level(one, A, share=Level.DENY, task="features")
+    assert share_level(denied, A, "features") is share_level(ban(one, A), A, "features") is Level.DENY
+    assert share_level(rename(one, A, B), B, "features") is Level.NORMAL
+    # It is node.toml's word, so the disk does not keep it when the line is gone.
+    assert share_level(from_bytes(to_bytes(one)), A, "features") is Level.DENY
