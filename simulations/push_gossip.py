@@ -31,9 +31,9 @@ from p2pfl.mass import body_bytes
 from p2pfl.run import RunSpec
 from p2pfl.schedule import schedule
 
-from .fleet import Gang, own_threads
 from .holdings import Holdings
 from .kernels import Drill, Kernels, Rows, drill
+from .matrix import Gang, own_threads
 from .memory import refuse_if_beyond
 from .slots import Batch, Course, Schedule
 
@@ -111,7 +111,7 @@ class PushGossip:
         refuse_if_beyond(needed, f"{n} peers with {d} parameters each, and their shares,")
         self.spec, self.n, self.d = spec, n, d
         self.schedule = schedule(spec)
-        self.kernels, self.gang = kernels, Gang(threads or own_threads())
+        self._kernels, self.gang = kernels, Gang(threads or own_threads())
         self.rows = holdings.of(np.arange(n, dtype=np.int32))
         self.nominal = holdings.samples() if spec.run.weights == "samples" else np.ones(n)
         self.w = self.nominal.copy()
@@ -128,6 +128,16 @@ class PushGossip:
         self._drill, self._optimizer = drill(course), course.optimizer
 
     # --- driving -------------------------------------------------------------------------------------
+
+    @property
+    def kernels(self) -> str:
+        """The name of the kernels at work."""
+        return self._kernels.name
+
+    @property
+    def shards(self) -> int:
+        """In how many parts the rows lie: one."""
+        return 1
 
     @property
     def is_over(self) -> bool:
@@ -180,7 +190,7 @@ class PushGossip:
         """The mean of all models, (d,)."""
         scale = (1 / self.w).astype(np.float32)
         parts = self.gang.each(
-            self.n, lambda lo, hi: self.kernels.total(self.held, lo, hi, scale), block=_BLOCK
+            self.n, lambda lo, hi: self._kernels.total(self.held, lo, hi, scale), block=_BLOCK
         )
         return np.asarray(np.sum(parts, axis=0) / self.n)
 
@@ -188,7 +198,7 @@ class PushGossip:
         """The root mean square distance of all models from `mean`."""
         scale = (1 / self.w).astype(np.float32)
         gaps = self.gang.each(
-            self.n, lambda lo, hi: self.kernels.spread(self.held, lo, hi, scale, mean), block=_BLOCK
+            self.n, lambda lo, hi: self._kernels.spread(self.held, lo, hi, scale, mean), block=_BLOCK
         )
         return math.sqrt(math.fsum(gaps) / self.n)
 

@@ -31,7 +31,7 @@ LEARNER = {
     "batch_size": 16,
     "optimizer": {"lr": 0.3, "momentum": 0.0},
 }
-AGREEMENT: dict[str, dict[str, Any]] = {
+AGREEMENT: dict[str, Any] = {
     # With a quorum of all, nobody goes far without the one that is killed.
     "run": {
         "rounds": 14,

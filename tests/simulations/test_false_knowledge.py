@@ -120,7 +120,7 @@ def test_the_middle_of_prototypes_bears_three_liars_of_seven_and_not_four() -> N
             for one in (*told, *said[liars:])
             if isinstance(one, Summarised)
         ]
-        centres, _ = centres_of(means, classes=K, width=WIDTH, least=2)
+        centres, _ = centres_of([mean for mean in means if mean is not None], classes=K, width=WIDTH, least=2)
         return float(np.linalg.norm(centres - middle, axis=1).max())
 
     assert off(3) < 0.2
@@ -150,7 +150,7 @@ def test_a_liar_among_whole_peers_is_left_out_by_the_hub_from_its_first_lie_on()
                 factory=splitter,
                 site=Site(data=f"hub {i}" if i == 0 else f"edge {i}"),
                 shares_features=True,
-                **({"around": around} if i == 5 else {}),
+                around=around if i == 5 else lambda peer: peer,
             )
             for i in range(6)
         ],

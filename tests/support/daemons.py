@@ -104,8 +104,8 @@ class Daemons:
             "learner": {"module": "learner:learner"},
             "trust": {"founders": list(founders), "quorum": len(founders) // 2 + 1},
         }
-        for name, table in tables.items():
-            agreement[name] = {**agreement.get(name, {}), **table}
+        for name, changes in tables.items():
+            agreement[name] = {**agreement.get(name, {}), **changes}
         (folder / "learner.py").write_text(learner)
         self.run_file = folder / "run.toml"
         self.run_file.write_text(write_toml(agreement))
