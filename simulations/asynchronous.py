@@ -65,7 +65,8 @@ def push_gossip(
     timetable: Schedule
     pushes: Pushes
     if kernels.name == "numba":
-        from .compiled_slots import CompiledPushes, Wheel
+        from .compiled_pushes import CompiledPushes
+        from .compiled_slots import Wheel
 
         timetable, pushes = Wheel(plan, places), CompiledPushes()
     else:

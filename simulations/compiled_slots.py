@@ -1,4 +1,4 @@
-"""A schedule of slots and asynchronous push-sum, compiled by numba; see slots.py and push_gossip.py.
+"""A schedule of slots, compiled by numba; see slots.py.
 
 The schedule is a wheel: `reach` buckets, and what happens in slot s is in bucket s mod reach, as a chain from
 `bucket[b]` over `chain`.  Entry i < n of a chain is peer i's next tick, entry n + p the share in place p.  An
@@ -14,19 +14,16 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.learn.philox import PUSH, key_of
-from p2pfl.trust.screening import MIN_WEIGHT
 
-from .compiled_fits import OPTIONS, block, learn, scratch
-from .kernels import Drill, Rows
+from .compiled_fits import block
 from .slots import Batch, Clocks, Contacts, Course, Links, Numbers
 
-__all__ = ["CompiledPushes", "Wheel"]
+__all__ = ["Wheel"]
 
 # Times are whole numbers; nothing here may be rounded otherwise than it is written.
 _EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-_PUSH, _HALF, _LEAST = PUSH, np.uint64(32), MIN_WEIGHT
+_PUSH, _HALF = PUSH, np.uint64(32)
 # Buckets of a wheel: most things happen within so many slots, others stay for further turns.
 _REACH = 4096
 # Entries of `State.counts`.
@@ -395,85 +392,3 @@ class Wheel:
             free=longer(np.concatenate([fresh, state.free[:free]]), self.places),
             **kept,
         )
-
-
-def _push(
-    X: Any,
-    w: Any,
-    shares: Any,
-    share_w: Any,
-    batch: Any,
-    lo: int,
-    hi: int,
-    rates: Any,
-    nominal: Any,
-    drill: Drill,
-    rows: Rows,
-    k0: Any,
-    k1: Any,
-    losses: Any,
-) -> None:
-    d = X.shape[1]
-    s = scratch(d, drill, rows)
-    half = np.float32(0.5)
-    for t in range(lo, hi):
-        i, steps = batch.peers[t], batch.steps[t]
-        x, mine = X[i], w[i]
-        loss = 0.0
-        if steps > 0:
-            scale = np.float32(1 / mine)
-            loss = learn(x, scale, i, steps, drill, rows, rates[t], batch.numbers[t], k0, k1, s)
-            losses[t] = loss
-        for e in range(batch.first[t], batch.first[t + 1]):
-            place = batch.places[e]
-            share = shares[place]
-            for j in range(d):
-                x[j] += share[j]
-            mine += share_w[place]
-            share_w[place] = 0.0
-        if steps > 0 and loss == loss:
-            gain = np.float32(min(nominal[i], 2.0 * mine))
-            for j in range(d):
-                x[j] += gain * (s.theta[j] - s.z[j])
-        if batch.out[t] >= 0:
-            place = batch.out[t]
-            share = shares[place]
-            if mine / 2 >= _LEAST:
-                mine /= 2
-                for j in range(d):
-                    x[j] *= half
-                    share[j] = x[j]
-                share_w[place] = mine
-            else:
-                share[:] = np.float32(0)
-                share_w[place] = 0.0
-        w[i] = mine
-
-
-_push_c = numba.njit(**OPTIONS)(_push)
-
-
-class CompiledPushes:
-    """The kernels of push_gossip.py."""
-
-    def push(
-        self,
-        X: Vectors,
-        w: Floats,
-        shares: Vectors,
-        share_w: Floats,
-        batch: Batch,
-        lo: int,
-        hi: int,
-        rates: NDArray[np.float32],
-        nominal: Floats,
-        drill: Drill,
-        rows: Rows,
-        seed: int,
-        losses: NDArray[np.float32],
-    ) -> None:
-        """Ticks lo..hi-1."""
-        k0, k1 = (np.uint64(word) for word in key_of(seed))
-        _push_c(
-            X, w, shares, share_w, batch, lo, hi, rates, nominal, drill, rows, k0, k1, losses
-        )  # fmt: skip

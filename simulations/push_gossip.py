@@ -51,7 +51,7 @@ _PASSING_BYTES = 2**29
 
 
 class Pushes(Protocol):
-    """Kernels of asynchronous push-sum: in numpy (slot_calendar.py) or by numba (compiled_slots.py)."""
+    """Kernels of asynchronous push-sum: in numpy (slot_calendar.py) or by numba (compiled_pushes.py)."""
 
     def push(
         self,

@@ -142,9 +142,8 @@ def run_trial(
         world, wall_s = _run(scenario, workload, listener, recorder)
         ran = _ran(world, options.attack, wall_s)
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
-    if world is not None:
-        honest_ones = world.machines[:honest]
-        result["knowledge"] = exchanged(honest_ones, spec, result["metric"]["name"])
+    honest_ones = [] if world is None else world.machines[:honest]
+    result["knowledge"] = exchanged(honest_ones, spec, result["metric"]["name"])
     if options.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":

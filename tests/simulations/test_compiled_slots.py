@@ -9,7 +9,8 @@ import pytest
 from gossipers import course, gossip, oracle_of
 
 from p2pfl.simulations import compiled_slots, fleet_trial
-from p2pfl.simulations.compiled_slots import CompiledPushes, Wheel
+from p2pfl.simulations.compiled_pushes import CompiledPushes
+from p2pfl.simulations.compiled_slots import Wheel
 from p2pfl.simulations.plain import Plain
 from p2pfl.simulations.plain_push import PlainPushes
 from p2pfl.simulations.push_gossip import PushGossip

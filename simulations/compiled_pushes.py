@@ -1,0 +1,103 @@
+"""Asynchronous push-sum of a slot's ticks, compiled by numba; see push_gossip.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pfl.gossip.mixing import Floats, Vectors
+from p2pfl.learn.philox import key_of
+from p2pfl.trust.screening import MIN_WEIGHT
+
+from .compiled_fits import OPTIONS, learn, scratch
+from .kernels import Drill, Rows
+from .slots import Batch
+
+__all__ = ["CompiledPushes"]
+
+_LEAST = MIN_WEIGHT
+
+
+def _push(
+    X: Any,
+    w: Any,
+    shares: Any,
+    share_w: Any,
+    batch: Any,
+    lo: int,
+    hi: int,
+    rates: Any,
+    nominal: Any,
+    drill: Drill,
+    rows: Rows,
+    k0: Any,
+    k1: Any,
+    losses: Any,
+) -> None:
+    d = X.shape[1]
+    s = scratch(d, drill, rows)
+    half = np.float32(0.5)
+    for t in range(lo, hi):
+        i, steps = batch.peers[t], batch.steps[t]
+        x, mine = X[i], w[i]
+        loss = 0.0
+        if steps > 0:
+            scale = np.float32(1 / mine)
+            loss = learn(x, scale, i, steps, drill, rows, rates[t], batch.numbers[t], k0, k1, s)
+            losses[t] = loss
+        for e in range(batch.first[t], batch.first[t + 1]):
+            place = batch.places[e]
+            share = shares[place]
+            for j in range(d):
+                x[j] += share[j]
+            mine += share_w[place]
+            share_w[place] = 0.0
+        if steps > 0 and loss == loss:
+            gain = np.float32(min(nominal[i], 2.0 * mine))
+            for j in range(d):
+                x[j] += gain * (s.theta[j] - s.z[j])
+        if batch.out[t] >= 0:
+            place = batch.out[t]
+            share = shares[place]
+            if mine / 2 >= _LEAST:
+                mine /= 2
+                for j in range(d):
+                    x[j] *= half
+                    share[j] = x[j]
+                share_w[place] = mine
+            else:
+                share[:] = np.float32(0)
+                share_w[place] = 0.0
+        w[i] = mine
+
+
+_push_c = numba.njit(**OPTIONS)(_push)
+
+
+class CompiledPushes:
+    """The kernels of push_gossip.py."""
+
+    def push(
+        self,
+        X: Vectors,
+        w: Floats,
+        shares: Vectors,
+        share_w: Floats,
+        batch: Batch,
+        lo: int,
+        hi: int,
+        rates: NDArray[np.float32],
+        nominal: Floats,
+        drill: Drill,
+        rows: Rows,
+        seed: int,
+        losses: NDArray[np.float32],
+    ) -> None:
+        """Ticks lo..hi-1."""
+        k0, k1 = (np.uint64(word) for word in key_of(seed))
+        _push_c(
+            X, w, shares, share_w, batch, lo, hi, rates, nominal, drill, rows, k0, k1, losses
+        )  # fmt: skip
