@@ -92,23 +92,26 @@ class Fleet:
         *,
         kernels: Kernels,
         threads: int = 0,
+        available: int | None = None,
     ) -> None:
         """course: of every fit.   theta: (d,), the first model of all.   threads: 0 for all processors.
+        available: bytes of memory where the kernels work; None is this machine's.
 
         Raises ConfigError when it would not fit in memory.
         """
         n, d = holdings.n, len(theta)
-        refuse_if_beyond(needed_bytes(n, d, holdings.width), f"{n} peers with {d} parameters each")
+        refuse_if_beyond(needed_bytes(n, d, holdings.width), f"{n} peers with {d} parameters each", available)
         self.spec, self.n, self.d = spec, n, d
         self.schedule = schedule(spec)
         self.kernels, self.gang = kernels, Gang(threads or own_threads())
         self.rows = holdings.of(np.arange(n, dtype=np.int32))
         self.nominal = holdings.samples() if spec.run.weights == "samples" else np.ones(n)
         self.w = self.nominal.copy()
-        self.held = np.empty((n, d), np.float32)
-        self._next = np.empty((n, d), np.float32)
+        # Matrices of the kernels: on a GPU they are no numpy arrays.
+        self.held: Any = kernels.make(n, d)
+        self._next: Any = kernels.make(n, d)
         start = theta.astype(np.float64)
-        self.gang.each(n, lambda lo, hi: self._fill(lo, hi, start))
+        self.gang.each(n, lambda lo, hi: kernels.fill(self.held, lo, hi, self.nominal, start))
         self.round = 0
         self.bodies = 0
         self.faults = np.zeros(n, np.int32)
@@ -162,14 +165,14 @@ class Fleet:
 
     def models(self, peers: NDArray[np.integer]) -> Vectors:
         """The de-biased models of some peers, (m, d) float32."""
-        found: Vectors = (self.held[peers] / self.w[peers, None]).astype(np.float32)
+        found: Vectors = (self.kernels.take(self.held, peers) / self.w[peers, None]).astype(np.float32)
         return found
 
     def mean_model(self) -> Floats:
         """The mean of all models, (d,)."""
         return self.mean_of(self.held, self.w)
 
-    def mean_of(self, x: Vectors, w: Floats) -> Floats:
+    def mean_of(self, x: Any, w: Floats) -> Floats:
         """The mean of the models x / w, (d,).   x: (m, d).   w: (m,)."""
         scale = (1 / w).astype(np.float32)
         return self._summed(len(x), lambda lo, hi: self.kernels.total(x, lo, hi, scale)) / len(x)
@@ -178,7 +181,7 @@ class Fleet:
         """The root mean square distance of all models from their mean."""
         return self.distance_of(self.held, self.w, mean)
 
-    def distance_of(self, x: Vectors, w: Floats, mean: Floats) -> float:
+    def distance_of(self, x: Any, w: Floats, mean: Floats) -> float:
         """The root mean square distance of the models x / w from `mean`."""
         scale = (1 / w).astype(np.float32)
         gaps = self.gang.each(
@@ -232,9 +235,6 @@ class Fleet:
         return {"sum": total, "expected": expected, "error": abs(total - expected) / expected}
 
     # --- a round's parts -----------------------------------------------------------------------------
-
-    def _fill(self, lo: int, hi: int, theta: Floats) -> None:
-        np.multiply(self.nominal[lo:hi, None], theta, out=self.held[lo:hi], casting="same_kind")
 
     def _learned(self, number: int) -> float | None:
         """The mean loss of a round's fits; those that failed are counted."""

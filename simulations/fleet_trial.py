@@ -100,9 +100,16 @@ def mustered(scenario: Scenario, say: Callable[[str], None] = lambda _: None) ->
             ' use simulation.kernels = "exact"'
         )
     held = holdings(whole, options.peers, options.partition, spec.run.seed)
-    theta, kernels, threads = learner.parameters(), load(say), options.threads
+    theta, threads, free = learner.parameters(), options.threads, None
+    kernels = load(say, options.device)
+    if options.device == "cuda":
+        from .torch_kernels import available_bytes
+
+        # One thread hands work to a GPU; what it can hold is its own.
+        threads, free = 1, available_bytes(options.device)
     if not options.active:
-        return Fleet(spec, held, course, theta, kernels=kernels, threads=threads), workload
+        fleet = Fleet(spec, held, course, theta, kernels=kernels, threads=threads, available=free)
+        return fleet, workload
     resume, active = options.resume, options.active
     pool = Pool(spec, held, course, theta, active=active, resume=resume, kernels=kernels, threads=threads)
     return pool, workload

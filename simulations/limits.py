@@ -40,6 +40,7 @@ def refuse_beyond_fused(spec: RunSpec, simulation: SimulationOptions, where: str
         "simulation.active beyond simulation.peers": simulation.active <= simulation.peers,
         'run.weights "samples" with simulation.active': not simulation.active
         or spec.run.weights == "uniform",
+        "simulation.active with device 'cuda'": not simulation.active or simulation.device == "cpu",
         "simulation.baselines": not simulation.baselines,
     }
     for what, can in checks.items():

@@ -31,6 +31,7 @@ from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
+from .kernels import Device
 from .lazy import Resume
 from .limits import MOST_FUSED, MOST_PEERS, refuse_beyond_fused
 from .network import Partition
@@ -99,8 +100,9 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     learn_s: of a hub's learning, and of a distillation; as long as a fit unless it is said.
     speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
-    kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
-    threads: of fused kernels, 0 for one a processor; they change no result.
+    kernels: of a population: "exact", the bits of whole peers; "vmap", torch learners fit together, the same
+    to rounding; "fused", built-in models, equal to rounding, 2^24 peers.
+    threads: of fused kernels, 0 for one a processor; they change no result.   device: where they work.
     active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
     resume: what these begin with, their "own" last model, or one "handed" on by the peer before.
     control: mixes as no agreement does, to compare with; see population.py.   consensus_every: rounds between
@@ -115,8 +117,9 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     peers: Annotated[int, Meta(ge=1, le=MOST_FUSED)] = 4
     engine: Literal["world", "population"] = "world"
-    kernels: Literal["exact", "fused"] = "exact"
+    kernels: Literal["exact", "vmap", "fused"] = "exact"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    device: Device = "cpu"
     active: Annotated[int, Meta(ge=0)] = 0
     resume: Resume = "own"
     control: Control = "none"
@@ -294,9 +297,9 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
     """Refuse what the engine cannot do.  Raises ConfigError that names the key."""
     if simulation.kernels == "fused":
         refuse_beyond_fused(spec, simulation, where)
-    elif simulation.active or simulation.resume != "own":
+    elif simulation.active or simulation.resume != "own" or simulation.device != "cpu":
         raise ConfigError(
-            f'{where}: simulation.active and resume are for kernels = "fused"; without, all take part'
+            f'{where}: simulation.active, resume and device are for kernels = "fused"; leave them out'
         )
     elif simulation.peers > MOST_PEERS:
         raise ConfigError(
@@ -304,9 +307,9 @@ def _check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> N
             f' {MOST_PEERS}; set engine = "population", kernels = "fused" for up to {MOST_FUSED}'
         )
     if simulation.engine == "world":
-        if simulation.control != "none" or simulation.consensus_every:
+        if simulation.control != "none" or simulation.consensus_every or simulation.kernels != "exact":
             raise ConfigError(
-                f'{where}: simulation.control and consensus_every are for engine "population"; add'
+                f'{where}: simulation.control, kernels and consensus_every are for engine "population"; add'
                 " --engine population"
             )
         return

@@ -12,7 +12,7 @@ from fleets import TOPOLOGIES, UNEVEN, agreement, blobs, exact, fleet, ran
 
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.learn.philox import BATCHES, shuffled, words
-from p2pfl.simulations import compiled, kernels
+from p2pfl.simulations import compiled_fit, kernels
 from p2pfl.simulations.compiled import Compiled
 from p2pfl.simulations.fleet import Fleet
 from p2pfl.simulations.plain import Plain, orders
@@ -113,7 +113,7 @@ def test_batches_are_shuffled_as_philox_says() -> None:
     order = np.zeros(11, np.int64)
     k0, k1 = np.uint64(5), np.uint64(0)
     for epoch in (0, 3):
-        compiled._shuffle_c(order, epoch, 7, 2, k0, k1)
+        compiled_fit.shuffle(order, epoch, 7, 2, k0, k1)
         word = words(5, BATCHES, 2, np.array([7]), 11 * (epoch + 1))[:, 11 * epoch :]
         np.testing.assert_array_equal(order, shuffled(word)[0])
     places = orders(np.array([7]), 11, 4, 9, 5, 2)
@@ -136,6 +136,6 @@ def test_the_exponential_is_exact_to_float32() -> None:
     z = -np.random.default_rng(0).exponential(5, size=4096).astype(np.float32)
     z[:3] = 0, -87, -500
     out = np.empty_like(z)
-    compiled._exponential_c(z, np.empty(len(z), np.int32), out)
+    compiled_fit.exponential(z, np.empty(len(z), np.int32), out)
     expected = np.exp(np.maximum(z, -87).astype(np.float64))
     np.testing.assert_allclose(out, expected, rtol=2e-7, atol=1e-40)
