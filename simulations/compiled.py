@@ -118,6 +118,19 @@ class Compiled:
 
     name = "numba"
 
+    def make(self, n: int, d: int) -> Vectors:
+        """A matrix (n, d) with nothing in it yet: the kernel gives its memory when a row is first written."""
+        return np.empty((n, d), np.float32)
+
+    def fill(self, X: Vectors, lo: int, hi: int, weight: Floats, theta: Floats) -> None:
+        """Let rows lo..hi-1 be their weight times `theta`."""
+        np.multiply(weight[lo:hi, None], theta, out=X[lo:hi], casting="same_kind")
+
+    def take(self, X: Vectors, peers: NDArray[np.integer]) -> Vectors:
+        """A copy of some rows."""
+        found: Vectors = X[peers]
+        return found
+
     def advance(
         self,
         X: Vectors,

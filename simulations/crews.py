@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,6 +26,9 @@ from p2pfl.learn.numpy_learner import NumpyLearner
 from p2pfl.learn.stacked import Stack
 
 from .memory import refuse_if_too_large
+
+if TYPE_CHECKING:
+    from p2pfl.learn.torch_stack import TorchStack
 
 __all__ = ["Crew", "Fits", "Job", "Muster", "muster"]
 
@@ -62,7 +65,7 @@ class Crew:
     """`peers`, (m,), who train either as one `stack`, or each in its own of `shops`."""
 
     peers: Indices
-    stack: Stack | None = None
+    stack: Stack | TorchStack | None = None
     shops: tuple[Workshop, ...] = ()
 
     def fit(self, start: Vectors, job: Job) -> Fits:
@@ -114,18 +117,20 @@ class Crew:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Muster:
     """All crews, and what every peer brings: `theta` (d,), the first model of all; `samples` (n,);
-    `statistics` (n, k).
+    `statistics` (n, k).   notes: why peers fit one by one who were to fit together.
     """
 
     crews: tuple[Crew, ...]
     theta: NDArray[np.float32]
     samples: Floats
     statistics: Floats
+    notes: tuple[str, ...] = ()
 
 
-def muster(factory: LearnerFactory, sites: Sequence[Site]) -> Muster:
+def muster(factory: LearnerFactory, sites: Sequence[Site], *, is_vmapped: bool = False) -> Muster:
     """Build every site's learner, and put those that can be fitted together in stacks.
 
+    is_vmapped: torch learners, too, by vmap, which is not always bit for bit what each does alone.
     Raises LearnerError when one cannot be built or starts from another model, ConfigError when the population
     would not fit in memory (found out on the first).
     """
@@ -157,6 +162,13 @@ def muster(factory: LearnerFactory, sites: Sequence[Site]) -> Muster:
         for members in together.values()
         for some in (members[at : at + _CREW] for at in range(0, len(members), _CREW))
     ]
+    notes: tuple[str, ...] = ()
+    if is_vmapped and apart:
+        # The only part of a population that loads torch.
+        from .vmapped import stacks
+
+        stacked, apart, notes = stacks(apart)
+        crews += [Crew(peers=peers, stack=stack) for peers, stack in stacked]
     crews += [
         Crew(peers=_peers(some), shops=tuple(shop for _, shop in some))
         for some in (apart[at : at + _CREW] for at in range(0, len(apart), _CREW))
@@ -166,6 +178,7 @@ def muster(factory: LearnerFactory, sites: Sequence[Site]) -> Muster:
         theta=first.parameters,
         samples=np.array(samples),
         statistics=np.stack(statistics),
+        notes=notes,
     )
 
 

@@ -52,13 +52,16 @@ def own_matrix(
     *,
     kernels: Kernels,
     threads: int = 0,
+    available: int | None = None,
 ) -> Matrix:
-    """The rows of a fleet that lies in this process.   threads: 0 for all processors.
+    """The rows of a fleet that lies in this process.   threads: 0 for all processors.   available: bytes of
+    memory where the kernels work; None is this machine's.
 
     Raises ConfigError when it would not fit in memory.
     """
     rows, weights = holdings.of(np.arange(holdings.n, dtype=np.int32)), nominal(spec, holdings)
-    return Matrix(rows, weights, theta, drill(course), spec.run.seed, kernels=kernels, threads=threads)
+    does, seed = drill(course), spec.run.seed
+    return Matrix(rows, weights, theta, does, seed, kernels=kernels, threads=threads, available=available)
 
 
 class Fleet:

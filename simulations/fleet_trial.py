@@ -131,18 +131,23 @@ def mustered(
             ' use simulation.kernels = "exact"'
         )
     held = holdings(whole, options.peers, options.partition, spec.run.seed)
-    theta, threads = learner.parameters(), options.threads
+    theta, threads, free = learner.parameters(), options.threads, None
     if hands is not None:
         shards = options.shards or max(2, hands.machines)
         threads, routes = hands.threads(shards, threads), routes_of(spec, held.n)
         weights, does, seed = nominal(spec, held), drill(course), spec.run.seed
         split = Shards(hands, held, weights, theta, does, seed, routes, shards=shards, threads=threads)
         return Fleet(spec, held, course, theta, split), workload
-    kernels = load(say)
+    kernels = load(say, options.device)
     if options.schedule == "asynchronous":
         return push_gossip(scenario, held, course, theta, kernels), workload
+    if options.device == "cuda":
+        from .torch_kernels import available_bytes
+
+        # One thread hands work to a GPU; what it can hold is its own.
+        threads, free = 1, available_bytes(options.device)
     if not options.active:
-        matrix = own_matrix(spec, held, course, theta, kernels=kernels, threads=threads)
+        matrix = own_matrix(spec, held, course, theta, kernels=kernels, threads=threads, available=free)
         return Fleet(spec, held, course, theta, matrix), workload
     resume, active = options.resume, options.active
     pool = Pool(spec, held, course, theta, active=active, resume=resume, kernels=kernels, threads=threads)

@@ -1,4 +1,4 @@
-"""The arithmetic of a fused population, as two sets of kernels have it: compiled by numba, and in numpy.
+"""The arithmetic of a fused population, as three sets of kernels have it: by numba, in numpy, in torch.
 
 A round of peer i, out of place, from `X` into `Y`, with z = x / w the model it holds:
 
@@ -13,7 +13,7 @@ first to its last operation, so blocks, threads and the order of rows change not
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,10 @@ from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.learn.descent import Course
 from p2pfl.learn.perceptron import layer_schema
 
-__all__ = ["Drill", "Kernels", "Links", "Rows", "drill", "links", "load", "no_links"]
+__all__ = ["Device", "Drill", "Kernels", "Links", "Rows", "drill", "links", "load", "no_links"]
 
 Numbers = NDArray[np.int32]
+Device = Literal["cpu", "cuda"]
 
 
 class Drill(NamedTuple):
@@ -67,14 +68,26 @@ class Links(NamedTuple):
 
 
 class Kernels(Protocol):
-    """What an engine asks of either set.  Functions on rows lo..hi-1; nothing else is written."""
+    """What an engine asks of a set.  Functions on rows lo..hi-1 of its matrices; nothing else is written."""
 
     name: str
 
+    def make(self, n: int, d: int) -> Any:
+        """A matrix (n, d) with nothing in it yet, wherever these kernels work."""
+        ...
+
+    def fill(self, X: Any, lo: int, hi: int, weight: Floats, theta: Floats) -> None:
+        """Let rows lo..hi-1 be their weight times `theta`, (d,).   weight: (n,)."""
+        ...
+
+    def take(self, X: Any, peers: NDArray[np.integer]) -> Vectors:
+        """A copy of some rows."""
+        ...
+
     def advance(
         self,
-        X: Vectors,
-        Y: Vectors,
+        X: Any,
+        Y: Any,
         lo: int,
         hi: int,
         links: Links,
@@ -92,15 +105,15 @@ class Kernels(Protocol):
         """
         ...
 
-    def blend(self, X: Vectors, Y: Vectors, lo: int, hi: int, links: Links) -> None:
+    def blend(self, X: Any, Y: Any, lo: int, hi: int, links: Links) -> None:
         """A round that only mixes."""
         ...
 
-    def total(self, X: Vectors, lo: int, hi: int, scale: NDArray[np.float32]) -> Floats:
+    def total(self, X: Any, lo: int, hi: int, scale: NDArray[np.float32]) -> Floats:
         """The sum of the models, (d,) float64."""
         ...
 
-    def spread(self, X: Vectors, lo: int, hi: int, scale: NDArray[np.float32], mean: Floats) -> float:
+    def spread(self, X: Any, lo: int, hi: int, scale: NDArray[np.float32], mean: Floats) -> float:
         """The sum of the models' squared distances from `mean`."""
         ...
 
@@ -143,8 +156,15 @@ def no_links() -> Links:
     return links()
 
 
-def load(say: Callable[[str], None] = lambda _: None) -> Kernels:
-    """The compiled kernels; without numba those in numpy, and `say` is told what that costs."""
+def load(say: Callable[[str], None] = lambda _: None, device: Device = "cpu") -> Kernels:
+    """The compiled kernels; without numba those in numpy, which `say` is told; on a GPU those in torch.
+
+    Raises ConfigError where there is none.
+    """
+    if device == "cuda":
+        from .torch_kernels import OnDevice
+
+        return OnDevice(device)
     try:
         from . import compiled
     except ImportError:

@@ -38,9 +38,9 @@ def check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> No
     if simulation.kernels == "fused":
         cure = "--engine population" if simulation.engine == "ray" else 'simulation.kernels = "exact"'
         _refuse(_beyond_fused(spec, simulation), where, "fused kernels have", cure)
-    elif simulation.active or simulation.resume != "own":
+    elif simulation.active or simulation.resume != "own" or simulation.device != "cpu":
         raise ConfigError(
-            f'{where}: simulation.active and resume are for kernels = "fused"; without, all take part'
+            f'{where}: simulation.active, resume and device are for kernels = "fused"; leave them out'
         )
     elif simulation.schedule == "asynchronous":
         raise ConfigError(
@@ -58,9 +58,10 @@ def check_engine(spec: RunSpec, simulation: SimulationOptions, where: str) -> No
                 f'{where}: simulation.control = "shuffled-teacher" shuffles what hubs teach, and'
                 f" knowledge.exchange.kind is {spec.knowledge.exchange.kind!r}; choose control none"
             )
-        if simulation.control not in ("none", "shuffled-teacher") or simulation.consensus_every:
+        is_rows = simulation.consensus_every or simulation.kernels != "exact"
+        if simulation.control not in ("none", "shuffled-teacher") or is_rows:
             raise ConfigError(
-                f'{where}: simulation.control and consensus_every are for engine "population"; add'
+                f'{where}: simulation.control, kernels and consensus_every are for engine "population"; add'
                 " --engine population"
             )
         return
@@ -140,6 +141,8 @@ def _beyond_fused(spec: RunSpec, simulation: SimulationOptions) -> dict[str, boo
     return {
         "simulation.engine 'world'": simulation.engine != "world",
         "simulation.active on Ray": not simulation.active or simulation.engine != "ray",
+        "simulation.device 'cuda' on Ray, or with a schedule of its own": simulation.device == "cpu"
+        or (simulation.engine == "population" and simulation.schedule == "synchronous"),
         "simulation.schedule 'asynchronous' on Ray": simulation.schedule == "synchronous"
         or simulation.engine != "ray",
         "simulation.control": simulation.control == "none",
@@ -155,5 +158,6 @@ def _beyond_fused(spec: RunSpec, simulation: SimulationOptions) -> dict[str, boo
         "simulation.active beyond simulation.peers": simulation.active <= simulation.peers,
         'run.weights "samples" with simulation.active': not simulation.active
         or spec.run.weights == "uniform",
+        "simulation.active with device 'cuda'": not simulation.active or simulation.device == "cpu",
         "simulation.baselines": not simulation.baselines,
     }

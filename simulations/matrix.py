@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,23 +121,23 @@ class Matrix:
         *,
         kernels: Kernels,
         threads: int = 0,
+        available: int | None = None,
     ) -> None:
         """weights: (n,).   theta: (d,), the model that all begin with.   threads: 0 for all processors.
+        available: bytes of memory where the kernels work; None is this machine's.
 
         Raises ConfigError when it would not fit in memory.
         """
         n, d = len(weights), len(theta)
         what = f"{n} peers with {d} parameters each"
-        refuse_if_beyond(needed_bytes(n, d, rows.table.shape[1]), what)
+        refuse_if_beyond(needed_bytes(n, d, rows.table.shape[1]), what, available)
         self.rows, self.gang = rows, Gang(threads or own_threads())
-        self.held, self._next = np.empty((n, d), np.float32), np.empty((n, d), np.float32)
+        # Matrices of the kernels: on a GPU they are no numpy arrays.
+        self.held: Any = kernels.make(n, d)
+        self._next: Any = kernels.make(n, d)
         self._kernels, self._drill, self._seed = kernels, drill, seed
         start = theta.astype(np.float64)
-
-        def fill(lo: int, hi: int) -> None:
-            np.multiply(weights[lo:hi, None], start, out=self.held[lo:hi], casting="same_kind")
-
-        self.gang.each(n, fill)
+        self.gang.each(n, lambda lo, hi: kernels.fill(self.held, lo, hi, weights, start))
 
     @property
     def kernels(self) -> str:
@@ -175,7 +175,7 @@ class Matrix:
         self.gang.each(len(X), lambda lo, hi: self._kernels.blend(X, Y, lo, hi, links))
         self.held, self._next = Y, X
 
-    def total(self, scale: NDArray[np.float32], rows: Vectors | None = None) -> Floats:
+    def total(self, scale: NDArray[np.float32], rows: Any = None) -> Floats:
         """The sum of all rows, or of those given, each times its scale."""
         held = self.held if rows is None else rows
         # Blocks of one size, so that the sum has the same bits with any number of threads.
@@ -183,7 +183,7 @@ class Matrix:
         found: Floats = np.sum(sums, axis=0)
         return found
 
-    def spread(self, scale: NDArray[np.float32], mean: Floats, rows: Vectors | None = None) -> float:
+    def spread(self, scale: NDArray[np.float32], mean: Floats, rows: Any = None) -> float:
         """The sum of their squared distances from `mean`."""
         held = self.held if rows is None else rows
         return math.fsum(
@@ -194,5 +194,4 @@ class Matrix:
 
     def take(self, peers: NDArray[np.integer]) -> Vectors:
         """Some rows."""
-        found: Vectors = self.held[peers]
-        return found
+        return self._kernels.take(self.held, peers)

@@ -18,7 +18,7 @@ from p2pfl.learn.philox import BATCHES, shuffled, words
 
 from .kernels import Drill, Links, Rows
 
-__all__ = ["Plain", "fit", "orders"]
+__all__ = ["Plain", "edges_of", "fit", "orders"]
 
 # Peers that train and mix at a time: see crews.py, where some hundred are best.
 _PEERS = 256
@@ -28,6 +28,19 @@ class Plain:
     """Kernels of kernels.py by numpy's own loops."""
 
     name = "numpy"
+
+    def make(self, n: int, d: int) -> Vectors:
+        """A matrix (n, d) with nothing in it yet: the kernel gives its memory when a row is first written."""
+        return np.empty((n, d), np.float32)
+
+    def fill(self, X: Vectors, lo: int, hi: int, weight: Floats, theta: Floats) -> None:
+        """Let rows lo..hi-1 be their weight times `theta`."""
+        np.multiply(weight[lo:hi, None], theta, out=X[lo:hi], casting="same_kind")
+
+    def take(self, X: Vectors, peers: NDArray[np.integer]) -> Vectors:
+        """A copy of some rows."""
+        found: Vectors = X[peers]
+        return found
 
     def advance(
         self,
@@ -70,7 +83,7 @@ class Plain:
                 out += links.common
             for at, offset in enumerate(links.offsets.tolist()):
                 out += links.weights[at] * X[(those - offset) % n]
-            for receivers, edges in _edges(links, those):
+            for receivers, edges in edges_of(links, those):
                 out[receivers] += links.weights[edges, None] * X[links.senders[edges]]
 
     def total(self, X: Vectors, lo: int, hi: int, scale: NDArray[np.float32]) -> Floats:
@@ -142,7 +155,7 @@ def fit(
     return moved, mean
 
 
-def _edges(links: Links, those: Indices) -> Iterator[tuple[Indices, Indices]]:
+def edges_of(links: Links, those: Indices) -> Iterator[tuple[Indices, Indices]]:
     """The first in-edge of each of `those` that has one, then the second, ...: positions and edge numbers."""
     if not len(links.starts):
         return

@@ -81,10 +81,11 @@ class Population:
         control: Control = "none",
         attack: AttackOptions | None = None,
         consensus_every: int = 0,
+        is_vmapped: bool = False,
         listener: Listener | None = None,
     ) -> None:
         """attack: of the last peers, who have the last of `sites`.   consensus_every: rounds between
-        measurements of the consensus distance; 0 is never.
+        measurements of the consensus distance; 0 is never.   is_vmapped: torch learners fit together.
 
         Raises ConfigError when it would not fit in memory, LearnerError when a learner cannot be built.
         """
@@ -93,7 +94,10 @@ class Population:
         self.schedule = schedule(spec)
         self.honest = n if attack is None else honest_count(attack, n)
         self.names = [identity.peer_id for identity in identities(n, spec.run.seed)]
-        mustered = muster(factory, sites)
+        mustered = muster(factory, sites, is_vmapped=is_vmapped)
+        for note in mustered.notes:
+            if listener is not None:
+                listener(0.0, 0, Fact(event=note, level="warning", fields={}))
         self.crews = mustered.crews
         weight = mustered.samples if spec.run.weights == "samples" else np.ones(n)
         # What each peer counts with; a control's models have no weights of their own.

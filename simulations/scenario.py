@@ -28,6 +28,7 @@ from .churn import ChurnOptions
 from .classes import AccessClass, Lines, SpeedClass
 from .expect import Expectation
 from .grid import Axis
+from .kernels import Device
 from .lazy import Resume
 from .limits import MOST_FUSED, MOST_PEERS, check_engine
 from .network import Partition
@@ -98,8 +99,8 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     speed, access: peers that compute more slowly, or sit behind a line of their own; see classes.py.
     engine: "world" runs whole peers over an event queue, "population" the same arithmetic on one matrix.
     "ray" splits a population over Ray workers, always with fused kernels; see shards.py.
-    kernels: of a population: "exact", the bits of whole peers; "fused", equal to rounding, 2^24 peers.
-    threads: of fused kernels, 0 for one a processor; they change no result.
+    kernels: of a population: "exact", the bits of whole peers; "vmap", torch learners fit together, the same
+    to rounding; "fused", built-in models, equal to rounding, 2^24 peers.   device: where fused kernels work.
     schedule: "synchronous" rounds, or "asynchronous" peers on clocks of their own, with fused kernels; see
     slots.py.
     active: of a fused population, how many peers take part in a round, 0 for all; see lazy.py.
@@ -118,9 +119,10 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     peers: Annotated[int, Meta(ge=1, le=MOST_FUSED)] = 4
     engine: Literal["world", "population", "ray"] = "world"
-    kernels: Literal["exact", "fused"] = "exact"
+    kernels: Literal["exact", "vmap", "fused"] = "exact"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
+    device: Device = "cpu"
     active: Annotated[int, Meta(ge=0)] = 0
     resume: Resume = "own"
     shards: Annotated[int, Meta(ge=0, le=1024)] = 0

@@ -248,6 +248,7 @@ def _run_population(
         control=options.control,
         attack=options.attack,
         consensus_every=options.consensus_every,
+        is_vmapped=options.kernels == "vmap",
         listener=listener,
     )
     while not population.is_over:

@@ -27,6 +27,11 @@ class Optimizers:
         self._kept: torch.optim.Optimizer | None = None
         self._rates: list[float] = []
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether each fit has a new one."""
+        return self._reset
+
     def new(self, progress: float) -> torch.optim.Optimizer:
         """One that nobody keeps, at the schedule's rate for a share `progress`, 0..1, of rounds done."""
         optimizer = self._make(self._model.parameters())

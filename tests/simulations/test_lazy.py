@@ -108,7 +108,7 @@ def test_settings_of_a_pool_that_make_no_sense_are_refused() -> None:
     for settings, named in (
         (["simulation.active=2000000"], "active beyond simulation.peers"),
         (["run.weights=samples"], "samples"),
-        (["simulation.kernels=exact", "simulation.peers=2000"], "active and resume are for kernels"),
+        (["simulation.kernels=exact", "simulation.peers=2000"], "active, resume and device are for kernels"),
     ):
         with pytest.raises(ConfigError, match=named):
             load("lazy-million", settings=settings)
