@@ -62,6 +62,7 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for report.html and the results; trials that are in it are not run again.",
 )
+@click.option("--leakage", is_flag=True, help="Of hub runs: what their packets tell of single rows.")
 @click.option("--fresh", is_flag=True, help="Run again what is in the folder.")
 @click.option(
     "--join",
@@ -92,6 +93,7 @@ def simulate(
     jobs: int | None,
     ray_address: str | None,
     output: Path | None,
+    leakage: bool,
     fresh: bool,
     join: str | None,
     partition: str | None,
@@ -109,7 +111,7 @@ def simulate(
     """
     only_joined = {"--partition": partition, "--inner-rounds": inner_rounds, "--data": data, "--yes": yes}
     if join is not None:
-        others = (engine, rounds, seed, seeds, settings, jobs, ray_address, output, fresh, folders)
+        others = (engine, rounds, seed, seeds, settings, jobs, ray_address, output, leakage, fresh, folders)
         if any(one not in (None, (), False) for one in others):
             raise ConfigError(
                 "--join takes --peers, --partition, --inner-rounds, --data and --yes; everything else is in"
@@ -144,6 +146,7 @@ def simulate(
         os.environ["RAY_ADDRESS"] = ray_address
     if seed is not None and seeds is not None:
         raise ConfigError("--seed and --seeds are both given; keep one")
+    settings += ("simulation.leakage=true",) if leakage else ()
     chosen = load(scenario, peers=peers, rounds=rounds, seed=seed, engine=engine, settings=settings)
     # The scenario's own seeds, unless a flag asks for others.
     listed = seeds if seeds is not None else chosen.simulation.seeds if seed is None else ""

@@ -60,6 +60,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         packets = f"{bytes_text(knowledge['bytes'])} of packets a peer and round"
         told = f"{knowledge['kind']}: own model {knowledge['edge']:.4f}{hub}; {packets}"
         lines.append(f"{'knowledge':<19} {told}")
+    if (leakage := verdict.get("leakage")) is not None and leakage["features"] is not None:
+        rebuilt = (
+            f"features give {100 * leakage['features']:.0f}% of the inputs' variance to a linear decoder"
+        )
+        told = f"predictions {leakage['predictions']:.2f}, prototypes {leakage['prototypes']:.2f}"
+        lines.append(f"{'leakage':<19} {rebuilt}; AUC of membership: {told}")
     if verdict.get("reference") is not None:
         lines.append(f"{'perfect network':<19} mean {verdict['reference']['mean']:.4f}")
     if verdict.get("consensus_distance") is not None:

@@ -21,7 +21,7 @@ from p2pfl.learn.options import PartitionOptions
 from p2pfl.net.link_model import LinkModel
 from p2pfl.run import RunSpec
 
-from . import classes, expect, false_knowledge
+from . import classes, expect, false_knowledge, leakage
 from . import grid as grids
 from .attacks import AttackOptions
 from .churn import ChurnOptions
@@ -114,6 +114,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     expect, grid: see those modules.
     seeds: those it is run under unless flags say otherwise, such as "0-4"; empty is run.seed alone.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
+    leakage: of hub runs, what features, predictions and prototypes tell of single rows; see leakage.py.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
 
@@ -146,6 +147,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seeds: str = ""
     reference: Literal["none", "perfect-network"] = "none"
     baselines: bool = True
+    leakage: bool = False
     crypto: bool = False
     until_s: Annotated[float, Meta(gt=0)] = 1e6
 
@@ -268,6 +270,7 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
         parse_seeds(simulation.seeds)
     check_roles(spec, simulation.peers, simulation.roles, where)
     false_knowledge.check(simulation.attack, spec, where)
+    leakage.check(simulation.leakage, spec, simulation.engine, where)
     try:
         classes.factors(simulation.speed, simulation.peers, 0)
         Lines(simulation.access, simulation.network.link(), simulation.peers, 0)

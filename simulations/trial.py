@@ -24,6 +24,7 @@ from .byzantine import ByzantinePeer
 from .churn import ChurnOptions
 from .classes import Lines
 from .fleet_trial import run_fleet
+from .leakage import leaks
 from .machine import Machine, SimulatedSite, identities
 from .mass_audit import audit, books_on
 from .pace import pace
@@ -144,6 +145,8 @@ def run_trial(
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
     honest_ones = [] if world is None else world.machines[:honest]
     result["knowledge"] = exchanged(honest_ones, spec, result["metric"]["name"])
+    if options.leakage:
+        result["leakage"] = leaks(honest_ones, spec)
     if options.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, options.attack, spec, ran.models))
     if options.reference == "perfect-network":

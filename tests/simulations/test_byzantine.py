@@ -18,7 +18,7 @@ from p2pfl.mass import unpack
 from p2pfl.participant import Participant
 from p2pfl.peer import Peer
 from p2pfl.simulations import scenario as scenarios
-from p2pfl.simulations.attacks import DATA_KINDS, KINDS
+from p2pfl.simulations.attacks import DATA_KINDS, KINDS, KNOWLEDGE_KINDS
 from p2pfl.simulations.trial import make_world, run_trial
 from p2pfl.simulations.workload import cut
 from p2pfl.simulations.world import World
@@ -260,7 +260,7 @@ def test_who_never_finishes_is_not_waited_for() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DATA_KINDS])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*DATA_KINDS, *KNOWLEDGE_KINDS)])
 def test_every_attack_runs_to_the_end_on_lossy_links_with_attackers_everywhere(kind: str) -> None:
     gossip = {**SHARE, "topology": {"kind": "ring"}}
     attack = {"kind": kind, "byzantine": 2, "placement": "everywhere"}
