@@ -62,8 +62,8 @@ class Daemons:
         *,
         invited: int = 0,
         data: Sequence[str] = (),
-        roles: Sequence[str] = (),
-        keys: Sequence[identity.Identity] = (),
+        roles: Any = (),
+        keys: Any = (),
         **tables: Mapping[str, Any],
     ) -> None:
         """learner: the text of learner.py, with a `learner(site)`.   invited: how many of the n do not found.
