@@ -228,7 +228,9 @@ class HubExchange:
             most = soft_labels_bytes(state.upload.features.ids.size, classes=self.expected.classes)
         elif heading.kind is PacketKind.HUB_MODEL and self.expected.model_values:
             partners = self.partners(state)
-            is_mine = self._is_last(state) and heading.sender == self.hub(state)
+            # A hub may be in the last round before its edge is.
+            is_kept = self.options["deliver"] and heading.round == self.last
+            is_mine = is_kept and heading.sender == self.hub(state)
             is_known = heading.sender in partners or is_mine
             held = state.models.get(heading.sender)
             newest_round = -1 if held is None else held.version

@@ -34,9 +34,10 @@ async def test_a_body_is_fetched_once(autojump_clock: MockClock) -> None:
 
 async def test_a_refused_or_replaced_body_is_gone(autojump_clock: MockClock) -> None:
     async with connected() as (_, a, b):
-        for _ in range(5):
+        # One more than are kept for one peer.
+        for _ in range(9):
             await a.offer(B, b"head", memoryview(bytes(LARGE)))
-        offers = [await next_offer(b) for _ in range(5)]
+        offers = [await next_offer(b) for _ in range(9)]
         b.refuse(offers[3])
         b.refuse(offers[3])
         for n, offer in enumerate(offers):

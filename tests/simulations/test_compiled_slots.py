@@ -100,7 +100,7 @@ def test_threads_change_no_bit_of_an_asynchronous_run(monkeypatch: pytest.Monkey
 def test_numpy_and_numba_reach_the_same_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = load("asynchronous", peers=60, rounds=10, settings=["simulation.churn.crashes=20"])
     compiled = run_trial(scenario)
-    monkeypatch.setattr(fleet_trial, "load", lambda _: Plain())
+    monkeypatch.setattr(fleet_trial, "load", lambda *_: Plain())
     plain = run_trial(scenario)
     assert (compiled["kernels"], plain["kernels"]) == ("numba", "numpy")
     for name in ("events", "shares_sent", "shares_lost", "virtual_s", "bytes_sent", "mass"):
