@@ -245,9 +245,7 @@ def decode(table: dict[str, Any], where: str, name: str) -> Scenario:
 
 
 def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
-    agreement = runs.resolved(
-        {key: value for key, value in table.items() if key != "simulation"}, Path(where).parent
-    )
+    agreement = runs.resolved({k: v for k, v in table.items() if k != "simulation"}, Path(where).parent)
     try:
         simulation = msgspec.convert(table.get("simulation", {}), SimulationOptions)
     except msgspec.ValidationError as error:

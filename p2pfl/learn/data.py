@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.errors import ConfigError
-from p2pfl.learn.holdout import split_rng, stratified_split
+from p2pfl.learn.holdout import held_out
 from p2pfl.learn.idx import read_idx_folder
 from p2pfl.learn.options import DataOptions
 from p2pfl.learn.selection import Image, Span, pooled, spanned
@@ -208,7 +208,7 @@ def _image_of_sklearn(name: str) -> Image | None:
 def _load_sklearn(name: str, options: DataOptions, seed: int, span: Span | None) -> Dataset:
     x, y, bunch = _read_sklearn(name, options)
     x, y = _taken(x, span), _taken(y, span)
-    train, test = stratified_split(y, options.test_fraction, split_rng(seed, x, y))
+    train, test = held_out(x, y, options, seed)
     return Dataset(
         x_train=x[train],
         y_train=y[train],
@@ -253,7 +253,7 @@ def _load_npz(path: Path, options: DataOptions, seed: int, span: Span | None) ->
         if x.ndim < 2 or y.shape != (len(x),):
             raise ConfigError(f"{path}: x has shape {x.shape} and y {y.shape}, expected (n, ...) and (n,)")
         x, y = _taken(x, span), _taken(y, span)
-        train, test = stratified_split(y, options.test_fraction, split_rng(seed, x, y))
+        train, test = held_out(x, y, options, seed)
         arrays |= {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
     elif {"x_train", "y_train"} <= arrays.keys():
         arrays |= {name: _taken(arrays[name], span) for name in ("x_train", "y_train")}
@@ -340,7 +340,7 @@ def _split_tables(tables: list[Table], options: DataOptions, seed: int) -> Datas
     position = {group: number for number, group in enumerate(groups)}
     for number, table in enumerate(tables):
         try:
-            kept, chosen = stratified_split(table.y, options.test_fraction, split_rng(seed, table.x, table.y))
+            kept, chosen = held_out(table.x, table.y, options, seed)
         except ConfigError as error:
             raise ConfigError(f"{table.path}: {error}") from error
         of = np.array([position[group] for group in table.groups] or [0] * len(table.y), np.int64)

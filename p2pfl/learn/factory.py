@@ -242,6 +242,10 @@ def _built_in(options: LearnerOptions, site: Site) -> Learner:
 
 def _model(dataset: Dataset, model: ModelOptions, site: Site, how: dict[str, Any]) -> Learner:
     if model.kind == "cnn" or site.dp_sgd is not None:
+        if model.init != "uniform":
+            raise ConfigError(
+                f"learner.model.init {model.init!r} is for logistic and mlp without dp-sgd; leave it out"
+            )
         from p2pfl.learn.torch_models import module_learner
 
         return module_learner(dataset, model=model, **how)

@@ -76,7 +76,7 @@ class NumpyLearner:
         self._shared = [(places[name], where) for name, where in self._named_slices()]
         self._private = {name: places[name] for name in full.names if name not in self._schema.names}
         self._theta: Vector = self._net.theta[0]
-        self._theta[:] = initial(self._net.layers, np.random.default_rng([seed, _INITIAL]))
+        self._theta[:] = initial(self._net.layers, np.random.default_rng([seed, _INITIAL]), model.init)
         self._momentum: NDArray[np.float32] = np.zeros((1, full.size), np.float32)
 
     def parameters(self) -> Vector:

@@ -42,7 +42,7 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     source: `sklearn:NAME`, `npz:PATH`, `idx:DIR` or `csv:PATH-OR-GLOB`; a site's own `data` comes before it.
     `#FIRST-LAST` behind it takes the rows FIRST to LAST - 1, from 0.
-    The rest is for csv, except `test_fraction`, `scale` and `pool`.
+    The rest is for csv, except `test_fraction`, `split_seed`, `scale` and `pool`.
     label: the column to predict.   target: instead, a test that makes a binary label, such as `num > 0`.
     classes: the labels in class order; empty takes the sorted labels found: set it when a site may lack one.
     columns: names for a file without a header line (1, 2, ... otherwise).
@@ -50,6 +50,8 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     header: whether the first line names the columns; None looks: it does when no cell of it is a number.
     missing: cells that mean "unknown".   zero_is_missing: columns where 0 means it too.
     test_fraction: share of each class, in each file, kept for evaluation.
+    split_seed: instead, the last rows of numpy.random.default_rng(split_seed).permutation, whatever the run's
+    seed and their classes: a split that was published, or one test set for many seeds.
     scale: factor on every feature; None is 1/16 for digits, 1/255 for idx bytes and 1 otherwise.
     pool: of images each `pool` x `pool` square is replaced by its mean.
     """
@@ -64,6 +66,7 @@ class DataOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     missing: tuple[str, ...] = ("?", "", "NA", "NaN", "nan", "null")
     zero_is_missing: tuple[str, ...] = ()
     test_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
+    split_seed: Annotated[int, Meta(ge=0)] | None = None
     scale: _Positive | None = None
     pool: Annotated[int, Meta(ge=1, le=256)] = 1
 
@@ -77,6 +80,7 @@ class ModelOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     layer; needs torch.
     gkt: FedGKT's edge on images, a convolution and two residual blocks, and where there is a hub's capacity
     its large model beside it; needs torch.
+    init: of the numpy models: "uniform" within 1 / sqrt(inputs), as torch.nn.Linear has it, or "he".
     vector: none, but `size` random numbers at each site, to see how fast a topology mixes; needs no data.
     """
 
@@ -84,6 +88,7 @@ class ModelOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     hidden: Annotated[tuple[_Count, ...], Meta(min_length=1)] = (64,)
     channels: tuple[_Count, _Count] = (16, 32)
     size: _Count = 64
+    init: Literal["uniform", "he"] = "uniform"
 
 
 class OptimizerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,6 +9,7 @@ Source: Goodfellow, Bengio & Courville 2016, Deep Learning, section 6.5 (algorit
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,20 @@ def layer_schema(layers: tuple[int, ...]) -> Schema:
     return schema_of_specs(specs)
 
 
-def initial(layers: tuple[int, ...], rng: np.random.Generator) -> Vector:
-    """First parameters, (d,): all uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws them.
+def initial(
+    layers: tuple[int, ...], rng: np.random.Generator, init: Literal["uniform", "he"] = "uniform"
+) -> Vector:
+    """First parameters, (d,): all uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws them; or, `he`,
+    weights normal with deviation sqrt(2 / fan_in), and biases 0.
 
-    Source: He et al. 2015, arXiv:1502.01852, equation (10), with the slope a = sqrt(5) that torch passes.
+    Source: He et al. 2015, arXiv:1502.01852, equation (10); `uniform` has the slope a = sqrt(5) that torch
+    passes.
     """
     parts = []
     for fan_in, fan_out in pairwise(layers):
+        if init == "he":
+            parts += [rng.normal(0, np.sqrt(2 / fan_in), fan_out * fan_in), np.zeros(fan_out)]
+            continue
         bound = 1 / np.sqrt(fan_in)
         parts.append(rng.uniform(-bound, bound, fan_out * fan_in + fan_out))
     return np.concatenate(parts).astype(np.float32)

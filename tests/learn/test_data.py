@@ -213,3 +213,14 @@ def test_rows_that_do_not_fit_each_other_are_refused() -> None:
     for wrong in ({"y_test": y[:2]}, {"x_test": x[:, :1]}, {"x_train": x.astype(float)}, {"y_train": y + 2}):
         with pytest.raises(ConfigError):
             Dataset(**(good | wrong))
+
+
+def test_a_split_of_its_own_seed_is_numpys_permutation_whatever_the_runs_seed() -> None:
+    options = DataOptions(test_fraction=0.2, split_seed=0)
+    one, other = (load("sklearn:digits", options, seed) for seed in (0, 1))
+    np.testing.assert_array_equal(one.x_test, other.x_test)
+    assert (len(one.x_train), len(one.x_test)) == (1437, 360)
+    from sklearn.datasets import load_digits
+
+    last = np.sort(np.random.default_rng(0).permutation(1797)[1437:])
+    np.testing.assert_array_equal(one.y_test, load_digits(return_X_y=True)[1][last])

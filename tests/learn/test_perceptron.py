@@ -89,3 +89,11 @@ def test_probabilities_sum_to_one_for_one_logit_and_for_many() -> None:
 def test_a_network_without_input_is_refused() -> None:
     with pytest.raises(LearnerError, match="no input or no output"):
         Perceptron((0, 2), 1)
+
+
+def test_first_weights_by_he_have_his_deviation_and_no_biases() -> None:
+    theta = initial((200, 100, 10), np.random.default_rng(0), "he")
+    first, bias = theta[:20_000], theta[20_000:20_100]
+    assert float(first.std()) == pytest.approx((2 / 200) ** 0.5, rel=0.03)
+    assert not bias.any()
+    assert float(np.abs(initial((200, 100, 10), np.random.default_rng(0))).max()) <= 0.1
