@@ -1,7 +1,7 @@
 """Events and ticks a second of asynchronous populations: clocks alone, and clocks with what is learned.
 
     python benchmarks/slots.py                         1,000, 10,000 and 100,000 peers; about two minutes
-    python benchmarks/slots.py --peers 1000000         8 GB
+    python benchmarks/slots.py --peers 1000000         6 GB
 
 A third of the peers is up to five times slower, a tenth of all shares is lost, latency is 20 to 200 ms, and
 half of the peers crash once.  An event is a tick or an arrival; a tick takes in shares, ends a step on 16

@@ -1,8 +1,9 @@
 """A schedule of slots, compiled by numba; see slots.py.
 
 The schedule is a wheel: `reach` buckets, and what happens in slot s is in bucket s mod reach, as a chain from
-`bucket[b]` over `chain`.  Entry i < n of a chain is peer i's next tick, entry n + p the share in place p.  An
-entry of a later turn of the wheel stays where it is.
+`bucket[b]` on.  Entry i < n of a chain is peer i's next tick, entry n + p the share in place p.  An entry of
+a later turn of the wheel stays where it is.  What is known of a peer, or of a share, lies side by side in one
+row, because rows come in no order and each costs a look at memory.
 It makes the same batches as slot_calendar.py, to the places of shares.
 """
 
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from p2pfl.learn.philox import PUSH, key_of
 
@@ -26,31 +26,27 @@ _EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _PUSH, _HALF = PUSH, np.uint64(32)
 # Buckets of a wheel: most things happen within so many slots, others stay for further turns.
 _REACH = 4096
-# Entries of `State.counts`.
+# Entries of `State.counts`: the next slot, entries in buckets, free places, shares that wait at peers.
 _SLOT, _LEFT, _FREE, _WAITING = range(4)
+# Of a peer's row: its next tick, the steps that end then, the first time down not left behind, how many ticks
+# there were, the first and the last share that waits, the next entry of its bucket.
+_WHEN, _STEPS, _AT, _NUMBER, _HEAD, _TAIL, _CHAIN, _PEER = range(8)
+# Of a share's row: when it comes, the next entry of its bucket, (sender, the sender's tick) as one word, whom
+# it comes to, the share that waits behind it.
+_DUE, _LINK, _ORDER, _WHOSE, _AFTER, _SHARE = range(6)
 _PEER_BITS = 24
+_PEER_MASK = 2**_PEER_BITS - 1
 
 
 class State(NamedTuple):
-    """Where a wheel is.   counts: the next slot, entries in buckets, free places, shares that wait at peers.
-
-    number, at, when, is_fit: (n,) of each peer's next tick.   whose, due, order: (r,) of each share: whom it
-    comes to, when, and (sender, the sender's tick) as one word.   free: (r,) places, the last first.
+    """Where a wheel is.   bucket: (reach,).   peers: (n, 8).   shares: (r, 6).   free: (r,) places, the last
+    is taken first.
     """
 
     counts: Any
     bucket: Any
-    chain: Any
-    number: Any
-    at: Any
-    when: Any
-    is_fit: Any
-    whose: Any
-    due: Any
-    order: Any
-    after: Any
-    head: Any
-    tail: Any
+    peers: Any
+    shares: Any
     free: Any
 
 
@@ -67,32 +63,24 @@ class Page(NamedTuple):
     places: Any
 
 
-def _enter(state: State, entry: int, slot: int) -> None:
-    b = slot % len(state.bucket)
-    state.chain[entry] = state.bucket[b]
-    state.bucket[b] = entry
-    state.counts[_LEFT] += 1
-
-
-_enter_c = numba.njit(**_EXACT)(_enter)
-
-
 def _begin(state: State, i: int, begin: int, clocks: Clocks, width: int) -> None:
     """Work of peer i begins; enter its next tick.  As slots.next_ticks."""
-    at, last = state.at[i], clocks.down_first[i + 1]
+    me = state.peers[i]
+    at, last = me[_AT], clocks.down_first[i + 1] if len(clocks.down) else 0
     while True:
-        end = begin + clocks.fits[i]
-        is_fit = end <= clocks.trained
-        if not is_fit:
-            end = max(begin, clocks.trained) + clocks.closing
+        end, steps = begin + clocks.fits[i], np.int64(clocks.steps[i])
+        if end > clocks.trained:
+            end, steps = max(begin, clocks.trained) + clocks.closing, np.int64(0)
         if at >= last or clocks.down[at, 0] > end:
             break
         begin = max(begin, clocks.down[at, 1])
         at += 1
-    state.at[i] = at
+    me[_AT] = at
     if end <= clocks.ends:
-        state.when[i], state.is_fit[i] = end, is_fit
-        _enter_c(state, i, end // width)
+        b = end // width % len(state.bucket)
+        me[_WHEN], me[_STEPS], me[_CHAIN] = end, steps, state.bucket[b]
+        state.bucket[b] = i
+        state.counts[_LEFT] += 1
 
 
 _begin_c = numba.njit(**_EXACT)(_begin)
@@ -132,7 +120,7 @@ def _send(
     k1: Any,
 ) -> Any:
     """(the place of the share that peer i sends at its tick, -1 without one; whether it was refused)."""
-    number, n, time = state.number[i], contacts.n, state.when[i]
+    number, n, time = state.peers[i, _NUMBER], contacts.n, state.peers[i, _WHEN]
     w0, w1, w2, _ = block(np.uint64(0), np.uint64(i), np.uint64(number), np.uint64(_PUSH), k0, k1)
     phase = number % contacts.phases
     at = phase if contacts.is_shift else phase * n + i
@@ -144,14 +132,17 @@ def _send(
     if contacts.is_shift:
         target = (i + target) % n
     due = time + links.least + np.int64((w1 * np.uint64(links.spread + 1)) >> _HALF)
-    is_refused = w2 < np.uint64(links.lost) or _is_down_c(clocks, target, due)
+    is_refused = w2 < np.uint64(links.lost) or (len(clocks.down) > 0 and _is_down_c(clocks, target, due))
     if is_refused:
         target, due = i, time + links.overdue
     state.counts[_FREE] -= 1
     place = state.free[state.counts[_FREE]]
-    state.whose[place], state.due[place] = target, due
-    state.order[place] = np.int64(i) << 32 | np.int64(number)
-    _enter_c(state, n + place, due // width)
+    b = due // width % len(state.bucket)
+    share = state.shares[place]
+    share[_DUE], share[_LINK], share[_WHOSE] = due, state.bucket[b], target
+    share[_ORDER] = np.int64(i) << 32 | number
+    state.bucket[b] = n + place
+    state.counts[_LEFT] += 1
     return place, is_refused
 
 
@@ -159,13 +150,13 @@ _send_c = numba.njit(**_EXACT)(_send)
 
 
 def _arrive(state: State, place: int) -> None:
-    i = state.whose[place]
-    state.after[place] = -1
-    if state.head[i] < 0:
-        state.head[i] = place
+    who = state.peers[state.shares[place, _WHOSE]]
+    state.shares[place, _AFTER] = -1
+    if who[_HEAD] < 0:
+        who[_HEAD] = place
     else:
-        state.after[state.tail[i]] = place
-    state.tail[i] = place
+        state.shares[who[_TAIL], _AFTER] = place
+    who[_TAIL] = place
     state.counts[_WAITING] += 1
 
 
@@ -206,25 +197,39 @@ def _run(
     n, reach = contacts.n, len(state.bucket)
     slots, ticks, taken, events, refused = 0, 0, 0, 0, 0
     page.slots[0], page.first[0] = 0, 0
-    peers, shares = np.empty(n, np.int32), np.empty(len(state.free), np.int32)
-    keys, orders = np.empty(n, np.int64), np.empty(n, np.int64)
-    share_keys, share_orders = np.empty(len(state.free), np.int64), np.empty(len(state.free), np.int64)
+    peers, shares = np.empty(n, np.int64), np.empty(len(state.free), np.int64)
+    keys, orders = np.empty(len(state.free), np.int64), np.empty(len(state.free), np.int64)
     while state.counts[_LEFT] > 0 and ticks < most:
         slot = state.counts[_SLOT]
         begins = slot * width
         if begins >= time:
             break
         b, m, s = slot % reach, 0, 0
-        entry = state.bucket[b]
+        # What is due leaves the bucket: ticks as (time, peer), shares as their places.
+        entry, kept = state.bucket[b], np.int64(-1)
         while entry >= 0:
             if entry < n:
-                if state.when[entry] // width == slot:
-                    peers[m] = entry
+                me = state.peers[entry]
+                later = me[_CHAIN]
+                if me[_WHEN] < begins + width:
+                    peers[m] = (me[_WHEN] - begins) << _PEER_BITS | entry
                     m += 1
-            elif state.due[entry - n] // width == slot:
-                shares[s] = entry - n
-                s += 1
-            entry = state.chain[entry]
+                else:
+                    me[_CHAIN] = kept
+                    kept = entry
+            else:
+                share = state.shares[entry - n]
+                later = share[_LINK]
+                if share[_DUE] < begins + width:
+                    shares[s] = entry - n
+                    keys[s] = (share[_DUE] - begins) << _PEER_BITS | share[_WHOSE]
+                    orders[s] = share[_ORDER]
+                    s += 1
+                else:
+                    share[_LINK] = kept
+                    kept = entry
+            entry = later
+        state.bucket[b] = kept
         if m == 0 and s == 0:
             state.counts[_SLOT] += 1
             continue
@@ -233,52 +238,43 @@ def _run(
             or slots + 1 >= len(page.slots)
             or taken + state.counts[_WAITING] + s > len(page.places)
         )
-        if is_full and ticks > 0:
-            break
-        if m > state.counts[_FREE]:
-            return slots, ticks, taken, events, refused, True
-        # What is due leaves the bucket.
-        entry, kept = state.bucket[b], -1
-        while entry >= 0:
-            later = state.chain[entry]
-            of = state.when[entry] if entry < n else state.due[entry - n]
-            if of // width != slot:
-                state.chain[entry] = kept
-                kept = entry
-            entry = later
-        state.bucket[b] = kept
+        is_short = m > state.counts[_FREE]
+        if (is_full and ticks > 0) or is_short:
+            for a in range(m):
+                i = peers[a] & _PEER_MASK
+                state.peers[i, _CHAIN] = state.bucket[b]
+                state.bucket[b] = i
+            for a in range(s):
+                state.shares[shares[a], _LINK] = state.bucket[b]
+                state.bucket[b] = n + shares[a]
+            return slots, ticks, taken, events, refused, is_short
         state.counts[_LEFT] -= m + s
-        for a in range(m):
-            keys[a], orders[a] = (state.when[peers[a]] - begins) << _PEER_BITS | peers[a], 0
-        for a in range(s):
-            place = shares[a]
-            share_keys[a] = (state.due[place] - begins) << _PEER_BITS | state.whose[place]
-            share_orders[a] = state.order[place]
-        order, share_order = _settle_c(keys[:m], orders[:m]), _settle_c(share_keys[:s], share_orders[:s])
+        peers[:m].sort()
+        order = _settle_c(keys[:s], orders[:s])
         done, at = ticks, 0
         for a in range(m):
-            i = peers[order[a]]
+            i = peers[a] & _PEER_MASK
+            me = state.peers[i]
             # Shares up to this time are with their receivers; those of this very time are not.
-            while at < s and state.due[shares[share_order[at]]] < state.when[i]:
-                _arrive_c(state, shares[share_order[at]])
+            while at < s and keys[order[at]] >> _PEER_BITS < peers[a] >> _PEER_BITS:
+                _arrive_c(state, shares[order[at]])
                 at += 1
-            page.peers[ticks], page.numbers[ticks] = i, state.number[i]
-            page.steps[ticks] = clocks.steps[i] if state.is_fit[i] else 0
-            place = state.head[i]
+            page.peers[ticks], page.numbers[ticks], page.steps[ticks] = i, me[_NUMBER], me[_STEPS]
+            place = me[_HEAD]
             while place >= 0:
                 page.places[taken] = place
                 taken += 1
                 state.counts[_WAITING] -= 1
-                place = state.after[place]
-            state.head[i] = -1
+                place = state.shares[place, _AFTER]
+            me[_HEAD] = -1
             page.out[ticks], was_refused = _send_c(state, i, clocks, contacts, links, width, k0, k1)
             refused += was_refused
-            state.number[i] += 1
+            me[_NUMBER] += 1
             ticks += 1
             page.first[ticks] = taken
-            _begin_c(state, i, state.when[i], clocks, width)
+            _begin_c(state, i, me[_WHEN], clocks, width)
         while at < s:
-            _arrive_c(state, shares[share_order[at]])
+            _arrive_c(state, shares[order[at]])
             at += 1
         # Whoever takes a place in this slot takes another than what is read in it.
         for a in range(page.first[done], taken):
@@ -307,20 +303,13 @@ class Wheel:
         self._key = tuple(np.uint64(word) for word in key_of(course.seed))
         self._state = State(
             counts=np.array([0, 0, places, 0], np.int64),
-            bucket=np.full(_REACH, -1, np.int32),
-            chain=np.full(n + places, -1, np.int32),
-            number=np.zeros(n, np.int32),
-            at=clocks.down_first[:-1].copy(),
-            when=np.zeros(n, np.int64),
-            is_fit=np.zeros(n, np.bool_),
-            whose=np.zeros(places, np.int32),
-            due=np.zeros(places, np.int64),
-            order=np.zeros(places, np.int64),
-            after=np.full(places, -1, np.int32),
-            head=np.full(n, -1, np.int32),
-            tail=np.full(n, -1, np.int32),
+            bucket=np.full(_REACH, -1, np.int64),
+            peers=np.zeros((n, _PEER), np.int64),
+            shares=np.zeros((places, _SHARE), np.int64),
             free=np.arange(places - 1, -1, -1, dtype=np.int32),
         )
+        self._state.peers[:, _AT] = clocks.down_first[:-1]
+        self._state.peers[:, _HEAD] = -1
         _begin_all_c(self._state, clocks, course.width)
 
     def until(self, time: int, most: int) -> Batch | None:
@@ -365,30 +354,21 @@ class Wheel:
         """(peers, places) of shares that have come and were not taken in; in order."""
         state = self._state
         peers, places = [], []
-        for i in np.flatnonzero(state.head >= 0).tolist():
-            place = int(state.head[i])
+        for i in np.flatnonzero(state.peers[:, _HEAD] >= 0).tolist():
+            place = int(state.peers[i, _HEAD])
             while place >= 0:
                 peers.append(i)
                 places.append(place)
-                place = int(state.after[place])
+                place = int(state.shares[place, _AFTER])
         return np.array(peers, np.int32), np.array(places, np.int32)
 
     def _grow(self, more: int) -> None:
-        state, n = self._state, self._course.contacts.n
-        free = int(state.counts[_FREE])
+        state = self._state
         fresh = np.arange(self.places + more - 1, self.places - 1, -1, dtype=np.int32)
+        free = np.concatenate([fresh, state.free[: state.counts[_FREE]]])
         self.places += more
         state.counts[_FREE] += more
-
-        def longer(column: NDArray[Any], size: int) -> NDArray[Any]:
-            found = np.full(size, -1, column.dtype)
-            found[: len(column)] = column
-            return found
-
-        columns = ("whose", "due", "order", "after")
-        kept = {name: longer(getattr(state, name), self.places) for name in columns}
         self._state = state._replace(
-            chain=longer(state.chain, n + self.places),
-            free=longer(np.concatenate([fresh, state.free[:free]]), self.places),
-            **kept,
+            shares=np.concatenate([state.shares, np.zeros((more, _SHARE), np.int64)]),
+            free=np.concatenate([free, np.zeros(self.places - len(free), np.int32)]),
         )
