@@ -126,11 +126,12 @@ _exponential_c = numba.njit(**OPTIONS)(_exponential)
 def _affine(a: Any, W: Any, bias: Any, out: Any) -> None:
     """Fill `out` with a W' + bias.   a: (b, k).   W: (o, k).   out: (b, o), of any layout."""
     b, k = a.shape
-    for c in range(W.shape[0]):
-        w, beta = W[c], bias[c]
-        r = 0
-        while r + 4 <= b:
-            a0, a1, a2, a3 = a[r], a[r + 1], a[r + 2], a[r + 3]
+    r = 0
+    # Rows outside, classes inside: four rows of 784 and all weights stay in the first cache.
+    while r + 4 <= b:
+        a0, a1, a2, a3 = a[r], a[r + 1], a[r + 2], a[r + 3]
+        for c in range(W.shape[0]):
+            w, beta = W[c], bias[c]
             s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
             for f in range(k):
                 v = w[f]
@@ -138,19 +139,17 @@ def _affine(a: Any, W: Any, bias: Any, out: Any) -> None:
                 s1 += v * a1[f]
                 s2 += v * a2[f]
                 s3 += v * a3[f]
-            out[r, c], out[r + 1, c], out[r + 2, c], out[r + 3, c] = (
-                s0 + beta,
-                s1 + beta,
-                s2 + beta,
-                s3 + beta,
-            )
-            r += 4
-        while r < b:
-            one, s = a[r], _ZERO
+            out[r, c], out[r + 1, c] = s0 + beta, s1 + beta
+            out[r + 2, c], out[r + 3, c] = s2 + beta, s3 + beta
+        r += 4
+    while r < b:
+        one = a[r]
+        for c in range(W.shape[0]):
+            w, s = W[c], _ZERO
             for f in range(k):
                 s += w[f] * one[f]
-            out[r, c] = s + beta
-            r += 1
+            out[r, c] = s + bias[c]
+        r += 1
 
 
 _affine_c = numba.njit(**OPTIONS)(_affine)
@@ -344,6 +343,8 @@ def _learn(
         z[j] = me[j] * factor
         theta[j] = z[j]
     v[:] = _ZERO
+    # The first step of a fit has no momentum yet.
+    is_plain = drill.decay == _ZERO and (drill.momentum == _ZERO or steps == 1)
     loss, epoch, at = 0.0, 0, count
     for _ in range(steps):
         for r in range(b):
@@ -362,6 +363,10 @@ def _learn(
             for f in range(k):
                 mine[f] = one[f]
         loss += _backward_c(theta, g, drill, xb, s.y, s.A, Z, P, s.bits[: b * o], s.top)
+        if is_plain:
+            for j in range(d):
+                theta[j] -= rate * g[j]
+            continue
         for j in range(d):
             v[j] = drill.momentum * v[j] + g[j] + drill.decay * theta[j]
             theta[j] -= rate * v[j]
