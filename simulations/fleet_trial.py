@@ -28,6 +28,7 @@ from .fleet import Fleet, nominal, own_matrix
 from .holdings import holdings
 from .kernels import drill, load
 from .lazy import Pool
+from .pace import pace
 from .push_gossip import PushGossip
 from .recorder import Recorder
 from .routes import routes_of
@@ -224,6 +225,7 @@ def _verdict(
             "trained": trained,
             "online_loss": fleet.online_loss(),
             "per_round": fleet.per_round,
+            "mixing": pace(fleet.per_round),
             "bounds_broken": 0,
             "failed_fits": fleet.failed_fits,
             "trained_peers": fleet.trained if isinstance(fleet, Pool) else fleet.n,
@@ -234,7 +236,7 @@ def _verdict(
     )
     found = verdict.verdict(ran, workload, spec, metric=scenario.simulation.metric, with_baselines=False)
     center = judge.metrics([mean.astype(np.float32)])[0][found["metric"]["name"]]
-    return {**found, "mean_model": center, "scenario": scenario.name}
+    return {**found, "knowledge": None, "mean_model": center, "scenario": scenario.name}
 
 
 def _fact(said: dict[str, Any], rounds: Schedule) -> Fact:

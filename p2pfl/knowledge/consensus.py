@@ -35,19 +35,24 @@ class Held:
     log_p: NDArray[np.float32]
 
 
-def combine(held: Sequence[Held], rule: str) -> tuple[Beliefs, NDArray[np.bool_]]:
+def combine(held: Sequence[Held], rule: str, sharpen: float = 1.0) -> tuple[Beliefs, NDArray[np.bool_]]:
     """Probabilities (n, K), whose rows sum to 1, and the samples (n,) for which at least one peer vouches.
 
     held: p of them, in PeerId order.   rule: `mean` of the softmaxes (FedMD), or `median`, each class's
-    median over the peers, renormalised.   A sample for which nobody vouches is uniform, and not to be used.
+    median over the peers, renormalised.   sharpen: what is combined becomes p^(1/sharpen), renormalised: 1
+    leaves it, 0.5 squares it.   A sample for which nobody vouches is uniform, and not to be used.
     The median tolerates fewer than half of a sample's voters.  O(p log p n K).
     Raises AggregationError without a peer.
-    Source: Li and Wang 2019, arXiv:1910.03581 (FedMD, mean of scores); the median is ours.
+    Source: Li and Wang 2019, arXiv:1910.03581 (FedMD, mean of scores); the median is ours.  That a mean of
+    skewed sites wants to be less uncertain: Itahara et al. 2020, arXiv:2008.06180 (DS-FL, section 3.2); by a
+    power: Berthelot et al. 2019, arXiv:1905.02249, equation (7).
 
     >>> one = Held(round=0, vouched=np.array([True]), log_p=np.log(np.array([[.8, .2]], np.float32)))
     >>> lie = Held(round=0, vouched=np.array([True]), log_p=np.log(np.array([[1e-8, 1.]], np.float32)))
     >>> combine([one, one, lie], "median")[0].round(3).tolist()
     [[0.8, 0.2]]
+    >>> combine([one], "mean", sharpen=0.5)[0].round(3).tolist()
+    [[0.941, 0.059]]
     """
     if not held:
         raise AggregationError("there is no prediction to combine")
@@ -70,6 +75,8 @@ def combine(held: Sequence[Held], rule: str) -> tuple[Beliefs, NDArray[np.bool_]
             middle = (low + high) / 2
         has_vote = count[:, 0] > 0
         chosen = middle[has_vote]
+        # The largest is 1 before the power, so that no small float underflows to a row of zeros.
+        chosen = (chosen / chosen.max(axis=1, keepdims=True)) ** (1.0 / sharpen)
         result[rows][has_vote] = chosen / chosen.sum(axis=1, keepdims=True)
     is_used: NDArray[np.bool_] = np.asarray(votes.any(axis=0))
     return result, is_used

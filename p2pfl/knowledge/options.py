@@ -29,7 +29,17 @@ EXCHANGE_FIELDS: dict[str, tuple[str, ...]] = {
         "deliver",
         "freeze_after",
     ),
-    "probe": ("temperature", "alpha", "combine", "coding", "tolerance", "whole_every", "keep", "epochs"),
+    "probe": (
+        "temperature",
+        "alpha",
+        "combine",
+        "sharpen",
+        "coding",
+        "tolerance",
+        "whole_every",
+        "keep",
+        "epochs",
+    ),
     "proto": ("strength", "least_count"),
     "proxy": ("temperature", "alpha", "beta"),
 }
@@ -52,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "deliver": True,
     "freeze_after": None,
     "combine": "median",
+    "sharpen": 1.0,
     "tolerance": 0.0,
     "whole_every": 10,
     "keep": 1.0,
@@ -77,7 +88,8 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
       weights; `none`: they do not.   deliver (true): in the last round a hub gives its edges its model.
       freeze_after (never): the round from which extractors stay as they are, so that features travel once.
     probe: sites exchange predictions on a set that all hold (FedMD).
-      combine (median, mean).   coding (int8) or float16.   tolerance (0): nats by which a prediction must
+      combine (median, mean).   sharpen (1): the power p^(1/sharpen) that what is combined is raised to.
+      coding (int8) or float16.   tolerance (0): nats by which a prediction must
       have moved to be sent again.   whole_every (10): rounds between packets that stand alone.
       keep (1): the share of its own samples that a site's in-distribution threshold lets pass; 1 is no
       threshold (IDKD).   epochs (4) over the probe set a round.
@@ -103,6 +115,7 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     deliver: bool | None = None
     freeze_after: int | None = None
     combine: Literal["median", "mean"] | None = None
+    sharpen: float | None = None
     tolerance: float | None = None
     whole_every: int | None = None
     keep: float | None = None
@@ -132,6 +145,7 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             ("cache_mb", 1 <= self["cache_mb"] <= 1_048_576, "1 to 1,048,576"),
             ("staleness", 1 <= self["staleness"] <= 10_000, "1 to 10,000"),
             ("freeze_after", (self.freeze_after or 0) >= 0, "0 or more"),
+            ("sharpen", 0.01 <= self["sharpen"] <= 1, "0.01 to 1"),
             ("tolerance", 0 <= self["tolerance"] <= 20, "0 to 20"),
             ("whole_every", 1 <= self["whole_every"] <= 10_000, "1 to 10,000"),
             ("keep", 0 < self["keep"] <= 1, "more than 0 and at most 1"),

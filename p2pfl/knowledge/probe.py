@@ -87,7 +87,9 @@ class ProbeExchange:
             return ()
         if state.own is not None and Answered in state.done:
             heard[self.me] = state.own
-        p, is_used = combine([heard[peer] for peer in sorted(heard)], self.options["combine"])
+        p, is_used = combine(
+            [heard[peer] for peer in sorted(heard)], self.options["combine"], self.options["sharpen"]
+        )
         if not is_used.any():
             return ()
         return (

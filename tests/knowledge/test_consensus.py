@@ -56,6 +56,16 @@ def test_only_those_who_vouch_for_a_sample_speak_on_it() -> None:
         np.testing.assert_allclose(p, [[0.55, 0.45], [0.2, 0.8], [0.5, 0.5]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("sharpen", [1.0, 0.5, 0.01])
+def test_a_sharpened_prediction_is_a_power_of_it_and_keeps_its_order(sharpen: float) -> None:
+    log_p = np.log(np.array([[0.5, 0.3, 0.2], [1 - 2e-8, 1e-8, 1e-8]])).astype(np.float32)
+    held = Held(round=0, vouched=np.ones(2, bool), log_p=log_p)
+    p, _ = combine([held], "mean", sharpen)
+    assert p.sum(axis=1) == pytest.approx(1)
+    assert p[0, 1] / p[0, 0] == pytest.approx(0.6 ** (1 / sharpen))
+    assert np.array_equal(np.argsort(-p[0]), [0, 1, 2])
+
+
 def test_nothing_to_combine_is_an_error() -> None:
     with pytest.raises(AggregationError, match="no prediction"):
         combine([], "mean")
