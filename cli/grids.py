@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .terminal import columns
-from .verdicts import bytes_text
+from .verdicts import bytes_text, count_text
 
 __all__ = ["comparison_text", "grid_text", "outcomes_text"]
 
@@ -35,7 +35,7 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
         for cell in cells
     }
     star = "\n* more may lie than the rule bears" if any(found[-1] for found in numbers.values()) else ""
-    if len(axes) == 2:
+    if len(axes) == 2 and not any(cell.get("knowledge") for cell in cells):
         (rows, row_cases), (_, column_cases) = axes.items()
         matrix = columns(
             [
@@ -49,6 +49,8 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
             or len(max(matrix.splitlines(), key=len)) <= shutil.get_terminal_size().columns
         ):
             return f"{name}: mean over the seeds (worst seed) worst {who}\n{matrix}{star}"
+    if any(cell.get("knowledge") for cell in cells):
+        return _exchanges_text(cells, numbers, axes, (name, "worst seed", f"worst {who}"))
     losses = [cell.get("online_loss") for cell in cells]
     paces = [_pace(cell.get("mixing")) for cell in cells]
     mixed = ("exact after", "slope", "contraction", "left") if any(map(any, paces)) else ()
@@ -57,6 +59,30 @@ def grid_text(cells: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
         for (cell, found), loss, pace in zip(numbers.items(), losses, paces, strict=True)
     ]
     return columns(table, (*axes, name, "worst seed", f"worst {who}", "online loss", *mixed, "")) + star
+
+
+def _exchanges_text(
+    cells: Sequence[Mapping[str, Any]],
+    numbers: Mapping[tuple[str, ...], Sequence[str]],
+    axes: Mapping[str, Sequence[str]],
+    heads: tuple[str, ...],
+) -> str:
+    """What exchanges are worth and cost: bytes on the wire, computing at the site that has least of it."""
+    table = []
+    for cell, (place, found) in zip(cells, numbers.items(), strict=True):
+        knowledge, compute, alone = (cell.get(key) for key in ("knowledge", "compute", "alone"))
+        hub = knowledge and knowledge["hub"]
+        table.append(
+            [
+                *place,
+                *found[:-1],
+                None if hub is None else f"{hub:.3f}",
+                None if alone is None else f"{alone['mean']:.3f}",
+                bytes_text(cell["bytes_per_peer_round"]),
+                None if compute is None else count_text(compute["min"]),
+            ]
+        )
+    return columns(table, (*axes, *heads, "hub's model", "alone", "sent", "multiply-adds"))
 
 
 def _pace(mixing: Mapping[str, Any] | None) -> list[str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .terminal import columns
 
-__all__ = ["bytes_text", "verdict_text"]
+__all__ = ["bytes_text", "count_text", "verdict_text"]
 
 # Rows of a table of peers at most: a screen's.
 _ROWS = 32
@@ -60,6 +60,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         packets = f"{bytes_text(knowledge['bytes'])} of packets a peer and round"
         told = f"{knowledge['kind']}: own model {knowledge['edge']:.4f}{hub}; {packets}"
         lines.append(f"{'knowledge':<19} {told}")
+    if (compute := verdict.get("compute")) is not None:
+        spread = "  ".join(f"{part} {count_text(compute[part])}" for part in ("mean", "min", "max"))
+        lines.append(f"{'multiply-adds':<19} {spread}, a peer and round")
     if (leakage := verdict.get("leakage")) is not None and leakage["features"] is not None:
         rebuilt = (
             f"features give {100 * leakage['features']:.0f}% of the inputs' variance to a linear decoder"
@@ -92,6 +95,14 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
+
+
+def count_text(count: float) -> str:
+    """A large number in three digits."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.3g}"
 
 
 def bytes_text(count: float | None) -> str | None:

@@ -348,4 +348,5 @@ def _is_hub_talk(knowing: Knowing, header: Header) -> bool:
         Kind.FEATURES,
         Kind.SOFT_LABELS,
         Kind.HUB_MODEL,
+        Kind.PROBE,
     )

@@ -80,6 +80,9 @@ class Knowing:
         return self.names[rows.astype(np.int64)]
 
     def held_bytes(self) -> int:
-        """Bytes of others' packets that are kept from round to round: a hub's cache."""
-        cache = self.state.cache.groups if isinstance(self.state, HubState) else ()
-        return sum(group.size for group in cache)
+        """Bytes of others' packets that are kept from round to round: a hub's cache, and what hubs told."""
+        if not isinstance(self.state, HubState):
+            return 0
+        told = sum(model.values.nbytes for model in self.state.models.values())
+        believed = sum(held.log_p.nbytes for held in self.state.beliefs.values())
+        return sum(group.size for group in self.state.cache.groups) + told + believed

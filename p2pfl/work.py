@@ -135,7 +135,9 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Predict on the probe set; answer Answered."""
+    """Predict on the probe set, with the own model or the hub's on its features; answer Answered."""
+
+    is_of_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,13 +189,17 @@ class Mix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distill:
-    """Train on the probe set's rows where `is_used`, towards `p` (n, K); answer Distilled."""
+    """Train on the probe set's rows where `is_used`, towards `p` (n, K); answer Distilled.
+
+    is_of_hub: the hub's model, on the features of these rows.
+    """
 
     p: Floats
     is_used: NDArray[np.bool_]
     alpha: float
     temperature: float
     epochs: int
+    is_of_hub: bool = False
 
 
 Job: TypeAlias = Fit | Answer | Extract | Summarise | Judge | Learn | Mix | Distill

@@ -124,6 +124,7 @@ def _beyond_population(spec: RunSpec, simulation: SimulationOptions) -> dict[str
         "simulation.network.partitions": not simulation.network.partitions,
         "simulation.access": not simulation.access,
         "simulation.crypto": not simulation.crypto,
+        "simulation.compute": not simulation.compute,
         "simulation.reference": simulation.reference == "none",
         "run.members_at_start below simulation.peers": spec.run.members_at_start
         == min(simulation.peers, MOST_PEERS),

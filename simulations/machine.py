@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -45,6 +46,7 @@ class SimulatedSite:
     other job of knowledge exchange.   shares_features: it may tell features of single rows to every founder,
     as its people would allow by `p2pfl trust set`.   around: puts something between its peer and the world,
     as an attacker does.   shuffles_teacher: each soft label that it learns from is another row's.
+    meters: counts what the learner's torch modules compute.
     """
 
     factory: LearnerFactory
@@ -57,6 +59,7 @@ class SimulatedSite:
     publishes_edges: bool = False
     shares_features: bool = False
     shuffles_teacher: bool = False
+    meters: bool = False
     around: Callable[[Peer], Participant] = lambda peer: peer
 
 
@@ -99,6 +102,7 @@ class Machine:
         self.doomed_after: int | None = None
         self.timer: float | None = None
         self.finished = ""
+        self.multiply_adds = 0
         self._founders, self._seed = founders, seed
         self._workshop: Workshop | None = None
         self._looks_left: float = float("inf")
@@ -171,7 +175,8 @@ class Machine:
         is_whole = done >= _WHOLE
         self._looks_left = float("inf") if is_whole else int(done * steps + 1.0 - _WHOLE)
         self._has_looked = False
-        trained = self._workshop.train(job)
+        with self._metered():
+            trained = self._workshop.train(job)
         if is_whole or self._has_looked:
             return trained, 0.0
         late_s = self.site.fit_s - took_s
@@ -189,7 +194,21 @@ class Machine:
         takes_s = self._takes_s(job.job)
         done = took_s / takes_s if takes_s > 0 else 1.0
         self._looks_left = float("inf") if done >= _WHOLE else int(done * self._steps(job.job))
-        return self.workshop.work(self._shuffled(job) if self.site.shuffles_teacher else job)
+        with self._metered():
+            return self.workshop.work(self._shuffled(job) if self.site.shuffles_teacher else job)
+
+    @contextmanager
+    def _metered(self) -> Iterator[None]:
+        """Inside, `multiply_adds` grows by what the learner computes."""
+        if not self.site.meters:
+            yield
+            return
+        from p2pfl.learn.cost import Meter, metered
+
+        meter = Meter()
+        with metered(meter):
+            yield
+        self.multiply_adds += meter.multiply_adds
 
     def _shuffled(self, job: Work) -> Work:
         """The job with its teacher's soft labels dealt to other rows, as by who keys them by batch."""

@@ -32,6 +32,8 @@ from .placement import honest_count
 from .population import Population
 from .run_card import evenly, run_card
 from .scenario import Scenario
+from .taught import keeps_a_part
+from .taught import measured as measured_by
 from .verdict import judge, name_of
 from .workload import Workload
 from .world import World
@@ -307,7 +309,10 @@ class Recorder:
 
     def _measure(self, measured: dict[int, float], index: int, model: Vector) -> None:
         try:
-            metrics = self._judge(index, model)
+            if self._world is not None and keeps_a_part(self._scenario.spec):
+                metrics = measured_by(self._world.machines[index], model)
+            else:
+                metrics = self._judge(index, model)
         except LearnerError:
             return  # a model that cannot be judged now may be well again at the end, where it has to be
         self._metric = self._metric or name_of(metrics)

@@ -115,6 +115,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seeds: those it is run under unless flags say otherwise, such as "0-4"; empty is run.seed alone.
     reference: "perfect-network" runs the same without faults, too, and reports its metric as `reference`.
     leakage: of hub runs, what features, predictions and prototypes tell of single rows; see leakage.py.
+    compute: counts the multiply-adds of the sites' torch models; world only.
     crypto: seal and verify every message.   until_s: virtual seconds after which a run has failed.
     """
 
@@ -148,6 +149,7 @@ class SimulationOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     reference: Literal["none", "perfect-network"] = "none"
     baselines: bool = True
     leakage: bool = False
+    compute: bool = False
     crypto: bool = False
     until_s: Annotated[float, Meta(gt=0)] = 1e6
 

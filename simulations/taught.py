@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from p2pfl.errors import LearnerError
-from p2pfl.events import Evaluate
+from p2pfl.events import Evaluate, Metrics, Vector
 from p2pfl.run import RunSpec
 
 from .machine import Machine
+from .verdict import spread
 
-__all__ = ["exchanged"]
+__all__ = ["computed", "exchanged", "keeps_a_part", "measured"]
 
 # What a learner calls a metric of the hub's model on its own features; see learn/split_learner.py.
 _COMPOSITE = "hub_"
@@ -32,10 +33,10 @@ def exchanged(machines: Sequence[Machine], spec: RunSpec, name: str) -> dict[str
         return None
     edges, composites = [], []
     for machine in machines:
-        measured = _measured(machine)
-        edges.append(measured[name])
-        if _COMPOSITE + name in measured:
-            composites.append(measured[_COMPOSITE + name])
+        metrics = measured(machine)
+        edges.append(metrics[name])
+        if _COMPOSITE + name in metrics:
+            composites.append(metrics[_COMPOSITE + name])
     told = [
         int(fact.fields["bytes"])
         for machine in machines
@@ -51,12 +52,32 @@ def exchanged(machines: Sequence[Machine], spec: RunSpec, name: str) -> dict[str
     }
 
 
-def _measured(machine: Machine) -> dict[str, float]:
+def computed(machines: Sequence[Machine], spec: RunSpec) -> dict[str, float] | None:
+    """`compute` of a verdict: multiply-adds of `machines` a round, mean, least and greatest.
+
+    None unless all were counted: their learners are torch's, and the scenario asked for it.
+    """
+    if not machines or not all(machine.multiply_adds for machine in machines):
+        return None
+    return spread([machine.multiply_adds / spec.run.rounds for machine in machines])
+
+
+def keeps_a_part(spec: RunSpec) -> bool:
+    """Whether sites keep something to themselves (layers, a private model) that a model's vector lacks."""
+    return spec.knowledge.exchange.kind == "proxy" or spec.learner.share != ("*",)
+
+
+def measured(machine: Machine, parameters: Vector | None = None) -> Metrics:
+    """Of the machine's model, or of `parameters`, by its own learner with what that keeps to itself.
+
+    Raises LearnerError.
+    """
     assert machine.peer is not None
     state = machine.peer.state
-    job = Evaluate(round=state.round, parameters=machine.peer.model(), statistics=state.pooled)
+    model = machine.peer.model() if parameters is None else parameters
+    job = Evaluate(round=state.round, parameters=model, statistics=state.pooled)
     # A machine that came back after its last fit has a learner that knows no hub's model yet.
     found = machine.workshop.evaluate(job, b"" if state.learner_restored else state.learner_state)
     if machine.workshop.fault:
         raise LearnerError(machine.workshop.fault)
-    return dict(found.metrics)
+    return found.metrics

@@ -33,7 +33,7 @@ from .poisoning import byzantine_site
 from .population import Population
 from .recorder import Recorder
 from .scenario import NetworkOptions, Scenario
-from .taught import exchanged
+from .taught import computed, exchanged, keeps_a_part, measured
 from .workload import Workload, cut
 from .world import World
 
@@ -64,6 +64,7 @@ def make_world(
             # Nobody is there to say `p2pfl trust set`: an agreement that would share features does.
             shares_features=bool(spec.knowledge.exchange.share_features),
             shuffles_teacher=options.control == "shuffled-teacher",
+            meters=options.compute,
         )
         for i, site in enumerate(_sites(scenario, workload))
     ]
@@ -145,6 +146,7 @@ def run_trial(
     result = verdict.verdict(ran, workload, spec, metric=options.metric, with_baselines=options.baselines)
     honest_ones = [] if world is None else world.machines[:honest]
     result["knowledge"] = exchanged(honest_ones, spec, result["metric"]["name"])
+    result["compute"] = computed(honest_ones, spec)
     if options.leakage:
         result["leakage"] = leaks(honest_ones, spec)
     if options.attack.kind in TRIGGERED_KINDS:
@@ -210,6 +212,7 @@ def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
             "in_flight": view.in_flight,
             "bytes_sent": machine.bytes_sent,
             "finished": view.finished,
+            "multiply_adds": machine.multiply_adds or None,
             "own_metrics": dict(view.metrics),
         }
         for machine, view in zip(honest, views, strict=True)
@@ -218,6 +221,7 @@ def _ran(world: World, attack: AttackOptions, wall_s: float) -> verdict.Ran:
     return verdict.Ran(
         engine="world",
         models=[peer.model() for peer in peers],
+        measured=[measured(machine) for machine in honest] if keeps_a_part(spec) else None,
         mass={"sum": mass.sum, "expected": mass.expected, "error": mass.error} if is_conserved else None,
         bytes_sent=sum(machine.bytes_sent for machine in world.machines),
         wall_s=wall_s,

@@ -50,6 +50,7 @@ class Ran:
     models: one (d,) an honest peer, by peer number.   mass: sums over them, None where models are states.
     attack: its kind.   byzantine: how many peers there were beside the honest.
     per_peer: further fields of each honest peer's row.
+    measured: the metrics of `models`, where they are not all that a site has; None measures them here.
     peers, consensus_distance: of all, where `models` are those of a sample; None takes them from `models`.
     """
 
@@ -63,6 +64,7 @@ class Ran:
     byzantine: int = 0
     per_peer: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     report: str | None = None
+    measured: Sequence[Metrics] | None = None
     peers: int | None = None
     consensus_distance: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -129,18 +131,13 @@ def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | Non
     """(`pooled`, `alone`): metric `name` after training with the same steps a peer has, on all rows together,
     and on each site's alone; judged on the common test rows.  None where the rows are not ours to pool.
     """
-    alone = []
-    for i in range(len(workload.datasets)):
-        model = _train(workload, spec, workload.site(i, spec), i)
-        shop = _workshop(workload, workload.site(i, spec))
-        alone.append(_measured(shop, _sums(shop), model).get(name))
+    sites = [workload.site(i, spec) for i in range(len(workload.datasets))]
+    alone = [_trained(workload, spec, site, i).get(name) for i, site in enumerate(sites)]
     found = [value for value in alone if value is not None]
     pooled = None
     if workload.pooled is not None:
         site = replace(workload.site(0, spec), dataset=workload.pooled)
-        model = _train(workload, spec, site, len(workload.datasets))
-        shop = _workshop(workload, site)
-        pooled = _measured(shop, _sums(shop), model).get(name)
+        pooled = _trained(workload, spec, site, len(workload.datasets)).get(name)
     return pooled, spread(found) if len(found) == len(alone) and found else None
 
 
@@ -151,7 +148,7 @@ def verdict(
 
     metric: the one reported; empty takes the one that `name_of` does.   Raises LearnerError.
     """
-    measured = judge_models(workload, spec, ran.models)
+    measured = judge_models(workload, spec, ran.models) if ran.measured is None else ran.measured
     name = metric or name_of(measured[0])
     values = [m[name] for m in measured if name in m]
     if len(values) < len(measured):
@@ -216,7 +213,8 @@ def _measured(shop: Workshop, sums: _Sums, model: Vector) -> Metrics:
     return metrics
 
 
-def _train(workload: Workload, spec: RunSpec, site: Site, number: int) -> Vector:
+def _trained(workload: Workload, spec: RunSpec, site: Site, number: int) -> Metrics:
+    """Metrics after all rounds on the site's rows, by the learner that trained, with all that it keeps."""
     shop = _workshop(workload, site)
     statistics = _sums(_workshop(workload, site))
     model = shop.ready().parameters
@@ -234,4 +232,4 @@ def _train(workload: Workload, spec: RunSpec, site: Site, number: int) -> Vector
         if done.parameters is None:
             raise LearnerError(done.fault)
         model = done.parameters
-    return model
+    return _measured(shop, statistics, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -207,6 +208,35 @@ def test_hubs_mix_without_telling_each_other_features() -> None:
     world = splitters(2, 0, grant=False)
     assert world.run(until_s=100)
     assert abs(learner_of(world, 0).hub[0] - learner_of(world, 1).hub[0]) == pytest.approx(1.0)
+
+
+def test_hubs_of_different_models_learn_what_they_believe_together_of_the_probe_set() -> None:
+    rows = probes.read(PROBE_SOURCE)
+    probe = {"source": PROBE_SOURCE, "digest": probes.digest_of(rows), "samples": len(rows)}
+    exchange = {**HUB["exchange"], "tier": "probe", "epochs": 1}
+    world = splitters(2, 3, spec=knowing(5, {"exchange": exchange, "probe": probe}))
+    for i in (0, 1):
+        site = world.machines[i].site
+        world.machines[i].site = replace(site, factory=partial(of_model, model=bytes([i]) * 32))
+    assert world.run(until_s=100)
+    assert finished(world)
+    for i in (0, 1):
+        learner = learner_of(world, i)
+        assert len(learner.distilled) == ROUNDS - 1
+        assert {p.shape for p in learner.distilled} == {(len(rows), CLASSES)}
+        assert not facts(world, i, "fault of a peer")
+        assert not facts(world, i, "knowledge job failed")
+    # Edges know of the set, hold none of it, and have no place for either hub's model.
+    for i in (2, 3, 4):
+        assert learner_of(world, i).distilled == []
+        assert not learner_of(world, i).is_held
+        assert not facts(world, i, "neighbour late")
+
+
+def of_model(site: Site, model: bytes) -> TinySplitter:
+    made = splitter(site)
+    made.expects = replace(made.expects, model=model)
+    return made
 
 
 def test_no_features_go_where_nobody_said_so() -> None:

@@ -10,9 +10,8 @@ the next is the first: `offers` then names it, in either phase, and the edge kee
 soft label is for a sample id; it is listened to only when the hub's labels fit the edge's own held-out ones
 better than its own head does, and the less the older it is.
 
-Hubs of one model and split are a tier: each tells the others its model when it has learned, and begins its
-next round with the mean of what it heard and its own.  In the last round a hub tells its edges, too, of which
-those that have a place for it keep it, so as to classify without asking anyone.
+Hubs tell each other what they have learned, see tier.py.  In the last round a hub tells its edges its model,
+too, of which those that have a place for it keep it, so as to classify without asking anyone.
 
 Source: He et al. 2020, arXiv:2007.14513 (FedGKT), eq. 8 to 11.  There is one server, which waits for all.
 """
@@ -25,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pfl.ids import PeerId, RunId
-from p2pfl.knowledge import bodies
+from p2pfl.knowledge import bodies, tier
 from p2pfl.knowledge.bodies import Body
 from p2pfl.knowledge.cache import Cache, Group, fresh, put, without
 from p2pfl.knowledge.exchange import Heading, Offer, Phase, Reason
 from p2pfl.knowledge.guard import is_better, suspects
 from p2pfl.knowledge.hub_state import HubState
-from p2pfl.knowledge.material import answer, material, samples, upload_of
-from p2pfl.knowledge.options import ExchangeOptions
+from p2pfl.knowledge.material import answer, material, samples, teacher, upload_of
+from p2pfl.knowledge.options import ExchangeOptions, ProbeOptions
 from p2pfl.knowledge.packets import (
     Coding,
     Features,
@@ -44,9 +43,12 @@ from p2pfl.knowledge.packets import (
     hub_model_bytes,
     soft_labels_bytes,
 )
-from p2pfl.knowledge.ranking import Capability, rank, tiers
+from p2pfl.knowledge.ranking import Capability, rank
 from p2pfl.knowledge.samples import rows_of
 from p2pfl.work import (
+    Answer,
+    Answered,
+    Distilled,
     Expected,
     Extract,
     Extracted,
@@ -60,26 +62,27 @@ from p2pfl.work import (
     Mix,
     Mixed,
     Result,
-    Teacher,
 )
 
 __all__ = ["HubExchange"]
 
 _CODINGS = {"int8": Coding.INT8, "float32": Coding.FLOAT32}
-# A soft label of the last round counts in full, one of the round before that seven tenths.
-_FADING = 0.7
 _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubExchange:
-    """Features for soft labels.   last: the last round of training, None where nobody knows."""
+    """Features for soft labels.
+
+    last: the last round of training, None where nobody knows.   probe: of hubs that exchange predictions.
+    """
 
     options: ExchangeOptions
     expected: Expected
     me: PeerId
     run: RunId
     last: int | None = None
+    probe: ProbeOptions | None = None
 
     def start(self) -> HubState:
         """No hub known, nothing cached."""
@@ -101,16 +104,8 @@ class HubExchange:
         return ranked[0] if ranked else None
 
     def partners(self, state: HubState) -> tuple[PeerId, ...]:
-        """The other hubs here whose models this hub mixes with its own: those of one model and split.
-
-        No features pass between them, so they need not be told any.
-        """
-        mine = state.hubs.get(self.me)
-        here = {peer: hub for peer, hub in state.hubs.items() if peer in state.hears}
-        if mine is None or self.options["tier"] == "none":
-            return ()
-        same = next(tier for tier in tiers(here | {self.me: mine}) if self.me in tier)
-        return tuple(peer for peer in same if peer != self.me)
+        """The other hubs here that this hub exchanges with."""
+        return tier.partners(state, self.me, self.options["tier"])
 
     def begin(
         self, state: HubState, round_: int, *, hears: frozenset[PeerId], tells: frozenset[PeerId]
@@ -132,16 +127,20 @@ class HubExchange:
             answers={},
             model=None,
             models={peer: m for peer, m in state.models.items() if round_ - m.version <= staleness},
+            beliefs={peer: b for peer, b in state.beliefs.items() if round_ - b.round <= staleness},
         )
 
     def jobs(self, state: HubState) -> tuple[Job, ...]:
-        """Mix on a hub of a tier, Fit and, unless frozen features are up, Extract; then, on a hub, Judge and
-        Learn, and at the end on an edge Mix, to keep the hub's model.
+        """Mix or Distill on a hub of a tier, Fit and, unless frozen features are up, Extract; then, on a hub,
+        Judge, Learn and Answer for the tier, and at the end on an edge Mix, to keep the hub's model.
         """
         if state.phase is Phase.A:
             wanted: list[tuple[type, Job]] = []
-            if models := self._tier(state):
+            others = self.partners(state)
+            if models := tier.models(state, others):
                 wanted.append((Mixed, Mix(models=models)))
+            if (lesson := tier.lesson(state, others, self.options)) is not None:
+                wanted.append((Distilled, lesson))
             wanted.append((Fitted, self._fit(state)))
             if state.upload is None or not self._is_frozen(state.upload.features.version):
                 wanted.append((Extracted, Extract(most=self.options["most_samples"])))
@@ -149,8 +148,11 @@ class HubExchange:
         if not self._is_hub(state):
             kept = self._delivered(state)
             return (Mix(models=kept, is_adopted=True),) if kept and not state.is_kept else ()
+        if Learned in state.done:
+            is_asked = self.probe is not None and Answered not in state.done and self.partners(state)
+            return (Answer(is_of_hub=True),) if is_asked else ()
         found = self._material(state)
-        if not found or Learned in state.done:
+        if not found:
             return ()
         if Judged not in state.done:
             return (Judge(features={peer: samples(parts) for peer, parts in found.items()}),)
@@ -192,6 +194,8 @@ class HubExchange:
                 }
                 state = replace(state, answers=answers, model=result.model)
                 return self._taught(state, answers[self.me]) if self.me in answers else state
+            case Answered() if self.probe is not None:
+                return tier.believed(state, result, self.probe, self.expected.classes)
             case Mixed() if state.phase is Phase.B:
                 return replace(state, is_kept=True)
             case _:
@@ -209,7 +213,11 @@ class HubExchange:
             offer(PacketKind.FEATURES, state.upload.features, hub)
         for peer in sorted(answers.keys() & (state.hears | state.tells)):
             offer(PacketKind.SOFT_LABELS, answers[peer], peer)
-        to = set(self.partners(state))
+        others = self.partners(state)
+        said = None if self.probe is None else tier.packet(state, self.probe)
+        if said is not None and others:
+            offer(PacketKind.PROBE, said, *others)
+        to = set(others) if self.probe is None else set()
         if self._is_last(state):
             to |= {peer for peer in answers.keys() & state.hears if peer not in state.hubs}
         if state.model is not None and to:
@@ -230,11 +238,16 @@ class HubExchange:
             partners = self.partners(state)
             # A hub may be in the last round before its edge is.
             is_kept = self.options["deliver"] and heading.round == self.last
-            is_mine = is_kept and heading.sender == self.hub(state)
-            is_known = heading.sender in partners or is_mine
-            held = state.models.get(heading.sender)
-            newest_round = -1 if held is None else held.version
+            is_mine = is_kept and heading.sender == self._hub_to_keep(state)
+            is_known = is_mine or (self.probe is None and heading.sender in partners)
+            model = state.models.get(heading.sender)
+            newest_round = -1 if model is None else model.version
             most = hub_model_bytes(self.expected.model_values)
+        elif heading.kind is PacketKind.PROBE and self.probe is not None and self._is_hub(state):
+            is_known = heading.sender in self.partners(state)
+            held = state.beliefs.get(heading.sender)
+            newest_round = -1 if held is None else held.round
+            most = tier.most_bytes(self.probe, self.expected.classes)
         else:
             return "kind"
         if not is_known:
@@ -260,6 +273,9 @@ class HubExchange:
             said = bodies.decode_hub_model(body, values=self.expected.model_values)
             said = replace(said, version=heading.round)
             return replace(state, models={**state.models, heading.sender: said})
+        if heading.kind is PacketKind.PROBE:
+            assert self.probe is not None
+            return tier.heard(state, heading, body, self.probe, K)
         assert state.upload is not None
         soft = bodies.decode_soft_labels(body, classes=K, most=state.upload.features.ids.size)
         return self._taught(replace(state, heard=heading.round), soft, heading.round)
@@ -271,7 +287,7 @@ class HubExchange:
         if state.phase is Phase.B:
             hub = self.hub(state)
             is_waiting = hub in state.sent and hub != self.me and state.heard < state.round
-            is_owed = self._is_last(state) and self.expected.model_values and not self._delivered(state)
+            is_owed = self._is_last(state) and hub == self._hub_to_keep(state) and not self._delivered(state)
             is_waiting = is_waiting or bool(hub in state.sent and hub != self.me and is_owed)
             return frozenset({hub}) if hub is not None and is_waiting else frozenset()
         if not self._is_hub(state):
@@ -297,6 +313,7 @@ class HubExchange:
             sent={hub: round_ for hub, round_ in state.sent.items() if hub != peer},
             cache=without(state.cache, peer),
             models={hub: model for hub, model in state.models.items() if hub != peer},
+            beliefs={hub: belief for hub, belief in state.beliefs.items() if hub != peer},
         )
 
     # --- hubs' models --------------------------------------------------------------------------------
@@ -304,15 +321,12 @@ class HubExchange:
     def _is_last(self, state: HubState) -> bool:
         return self.last is not None and state.round == self.last and bool(self.options["deliver"])
 
-    def _tier(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
-        """What the other hubs of the tier learned in the round before, or in this one if they are ahead."""
-        fresh_from = state.round - 1
-        partners = self.partners(state)
-        return {
-            peer: said.values
-            for peer, said in sorted(state.models.items())
-            if peer in partners and said.version >= fresh_from
-        }
+    def _hub_to_keep(self, state: HubState) -> PeerId | None:
+        """The hub of this site, where the site has a place for a model of its kind."""
+        hub = self.hub(state)
+        theirs = None if hub is None else state.hubs.get(hub)
+        is_mine = theirs is not None and theirs.model == self.expected.model
+        return hub if self.expected.model_values and is_mine else None
 
     def _delivered(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
         """The model of this edge's hub, in the last round."""
@@ -324,17 +338,7 @@ class HubExchange:
     # --- as an edge ----------------------------------------------------------------------------------
 
     def _fit(self, state: HubState) -> Fit:
-        teacher = None
-        if state.taught is not None:
-            age = max(0, state.round - 1 - state.taught[0])
-            soft = state.taught[1]
-            teacher = Teacher(
-                ids=soft.ids,
-                log_p=soft.z,
-                alpha=self.options["alpha"] * _FADING**age,
-                temperature=self.options["temperature"],
-            )
-        return Fit(teacher=teacher, is_frozen=self._is_frozen(state.round))
+        return Fit(teacher=teacher(state, self.options), is_frozen=self._is_frozen(state.round))
 
     def _taught(self, state: HubState, soft: SoftLabels, round_: int | None = None) -> HubState:
         """`soft` for the next fit, when it beats the own head; else what there was.  Raises RemoteError."""

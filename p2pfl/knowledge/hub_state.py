@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from p2pfl.ids import PeerId
 from p2pfl.knowledge.cache import Cache
+from p2pfl.knowledge.consensus import Held
 from p2pfl.knowledge.exchange import Phase
 from p2pfl.knowledge.packets import Features, HubModel, SoftLabels
 from p2pfl.knowledge.ranking import Capability
@@ -33,7 +34,8 @@ class HubState:
     heard: the round of the last soft labels that came; taught: the last that were worth listening to.
     losses: of the senders, once judged.   answers: this round's soft labels by sender, once learned.
     model: the own hub model, once learned.   models: those of other hubs that came, with their rounds.
-    is_kept: whether the last hub model is the learner's.
+    is_kept: whether the last hub model is the learner's.   belief: the own hub's predictions on the probe set
+    as the others hold them, beliefs: those of other hubs; both of a tier of predictions alone.
     """
 
     round: int = -1
@@ -52,3 +54,5 @@ class HubState:
     model: NDArray[np.float32] | None = None
     models: Mapping[PeerId, HubModel] = field(default_factory=dict)
     is_kept: bool = False
+    belief: Held | None = None
+    beliefs: Mapping[PeerId, Held] = field(default_factory=dict)

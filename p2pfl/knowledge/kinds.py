@@ -34,7 +34,9 @@ def exchange_of(
         case "none":
             return None
         case "hub":
-            return HubExchange(options=chosen, expected=expected, me=me, run=run, last=last)
+            return HubExchange(
+                options=chosen, expected=expected, me=me, run=run, last=last, probe=options.probe
+            )
         case "probe":
             assert options.probe is not None
             return ProbeExchange(options=chosen, probe=options.probe, expected=expected, me=me)

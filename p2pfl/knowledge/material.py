@@ -1,4 +1,4 @@
-"""What an edge uploads; what a hub learns from, its cache as samples of each sender; what it answers.
+"""What an edge uploads and is taught; what a hub learns from, its cache as samples; what it answers.
 
 `n` samples of a sender, `K` classes.
 """
@@ -13,11 +13,28 @@ from p2pfl.ids import PeerId
 from p2pfl.knowledge.beliefs import LOGIT_FLOOR, log_softmax
 from p2pfl.knowledge.cache import Cache, newest
 from p2pfl.knowledge.guard import capped
-from p2pfl.knowledge.hub_state import Upload
+from p2pfl.knowledge.hub_state import HubState, Upload
+from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import Coding, Features, SoftLabels, quantised
-from p2pfl.work import Expected, Extracted, Floats, Samples
+from p2pfl.work import Expected, Extracted, Floats, Samples, Teacher
 
-__all__ = ["answer", "material", "samples", "upload_of"]
+__all__ = ["answer", "material", "samples", "teacher", "upload_of"]
+
+# A soft label of the last round counts in full, one of the round before that seven tenths.
+_FADING = 0.7
+
+
+def teacher(state: HubState, options: ExchangeOptions) -> Teacher | None:
+    """The soft labels that the next fit listens to, the less the older they are."""
+    if state.taught is None:
+        return None
+    round_, soft = state.taught
+    return Teacher(
+        ids=soft.ids,
+        log_p=soft.z,
+        alpha=options["alpha"] * _FADING ** max(0, state.round - 1 - round_),
+        temperature=options["temperature"],
+    )
 
 
 def upload_of(made: Extracted, *, expected: Expected, coding: Coding, most: int, version: int) -> Upload:

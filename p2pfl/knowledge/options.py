@@ -26,6 +26,9 @@ EXCHANGE_FIELDS: dict[str, tuple[str, ...]] = {
         "staleness",
         "asynchronous",
         "tier",
+        "combine",
+        "sharpen",
+        "epochs",
         "deliver",
         "freeze_after",
     ),
@@ -85,7 +88,9 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
       coding (int8) or float32, of features.   most_samples (10000) of one edge in one round.   cache_mb (256)
       a hub keeps of one edge.   staleness (3): rounds after which features and soft labels are let go.
       asynchronous (false): a hub trains on what is there.   tier (weights): hubs of one model mix their
-      weights; `none`: they do not.   deliver (true): in the last round a hub gives its edges its model.
+      weights; `probe`: hubs of any model learn what they believe of the probe set together, by combine,
+      sharpen and epochs as below; `none`.
+      deliver (true): in the last round a hub gives its edges its model.
       freeze_after (never): the round from which extractors stay as they are, so that features travel once.
     probe: sites exchange predictions on a set that all hold (FedMD).
       combine (median, mean).   sharpen (1): the power p^(1/sharpen) that what is combined is raised to.
@@ -111,7 +116,7 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     cache_mb: int | None = None
     staleness: int | None = None
     asynchronous: bool | None = None
-    tier: Literal["weights", "none"] | None = None
+    tier: Literal["weights", "probe", "none"] | None = None
     deliver: bool | None = None
     freeze_after: int | None = None
     combine: Literal["median", "mean"] | None = None
@@ -136,6 +141,9 @@ class ExchangeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 "knowledge.exchange.kind = 'hub' sends hidden features, from which samples can be guessed;"
                 " say share_features = true if every site agrees to that"
             )
+        told = [field for field in ("combine", "sharpen", "epochs") if field in self.given()]
+        if told and self.kind == "hub" and self["tier"] != "probe":
+            raise ValueError(f"knowledge.exchange.{told[0]} is for hubs with tier = 'probe'; leave it out")
         mixed = self.kind == "proxy"
         checks = (
             ("temperature", 0 < self["temperature"] <= 100, "more than 0 and at most 100"),
@@ -204,10 +212,11 @@ class KnowledgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def __post_init__(self) -> None:
         kind = self.exchange.kind
-        needs = kind == "probe"
+        needs = kind == "probe" or (kind == "hub" and self.exchange["tier"] == "probe")
         if needs and self.probe is None:
+            what = "kind = 'probe'" if kind == "probe" else "tier = 'probe'"
             raise ValueError(
-                f"knowledge.exchange.kind = {kind!r} needs knowledge.probe = {{ source, digest, samples }}"
+                f"knowledge.exchange.{what} needs knowledge.probe = {{ source, digest, samples }}"
             )
         if self.probe is not None and not needs:
             raise ValueError(

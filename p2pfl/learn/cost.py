@@ -5,6 +5,8 @@ activations and pooling are left out, as in the tables of He et al. 2016, arXiv:
 costs about three times as much: forward, and two products of the same size backward.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,10 +16,13 @@ from torch import Tensor, nn
 
 from p2pfl.errors import LearnerError
 
-__all__ = ["Cost", "cost_of"]
+__all__ = ["Cost", "Meter", "cost_of", "metered"]
 
+# A pass forward, and the two products of its pass back.
+_TRAINING = 3
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_COUNTED = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,32 @@ class Cost:
 
     parameters: int
     multiply_adds: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """Multiply-adds since it was made."""
+
+    multiply_adds: int = 0
+
+
+@contextmanager
+def metered(meter: Meter) -> Iterator[None]:
+    """Add to `meter` what every torch module computes inside, whoever calls it.
+
+    A pass that gradients will follow counts three times; a layer that is not counted (see `cost_of`) is 0.
+    """
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, _COUNTED):
+            times = _TRAINING if output.requires_grad else 1
+            meter.multiply_adds += times * _multiply_adds(module, inputs[0], output)
+
+    handle = nn.modules.module.register_module_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def cost_of(model: nn.Module, shape: tuple[int, ...]) -> Cost:

@@ -25,6 +25,7 @@ from p2pfl.events import Metrics, Vector
 from p2pfl.ids import PeerId
 from p2pfl.learn import probes
 from p2pfl.learn.distill import log_softmax
+from p2pfl.learn.given import numbers
 from p2pfl.learn.learner import DISTILL_ROWS, Site
 from p2pfl.learn.own_rows import held_out, own_rows
 from p2pfl.work import (
@@ -96,7 +97,14 @@ class Lessons:
                 f" {', '.join(_NEEDS[site.exchange])}, and {type(learner).__name__} has no {', '.join(lost)};"
                 f" {_CURES[site.exchange]}"
             )
-        self._probe = probes.of_site(site)
+        # Of a hub run, only hubs have to bring the probe set.
+        is_edge = site.exchange == "hub" and site.probe_source and not learner.expected().capacity
+        self._probe = None if is_edge else probes.of_site(site)
+        if site.exchange == "hub" and self._probe is not None and not hasattr(learner, "hub_distill"):
+            raise LearnerError(
+                f"hubs that exchange predictions need hub_distill, and {type(learner).__name__} has none; use"
+                " p2pfl.SplitLearner, or agree on tier = 'weights'"
+            )
 
     def expected(self) -> Expected | None:
         """What the learner can give; None when the run exchanges no knowledge.  Raises LearnerError."""
@@ -110,7 +118,7 @@ class Lessons:
                 return found
             case "proto":
                 x, _ = self._own
-                hidden = self._array(
+                hidden = numbers(
                     self._learner.features(self._learner.parameters(), x[:1]), (1, -1), "features()"
                 )
                 return Expected(classes=self._classes, width=hidden.shape[1])
@@ -123,12 +131,12 @@ class Lessons:
             case Fit():
                 return self._fit(job, parameters, rng)
             case Answer():
-                return self._answer(parameters)
+                return self._answer_of_hub(parameters) if job.is_of_hub else self._answer(parameters)
             case Extract():
                 return self._extract(job, parameters, rng)
             case Summarise():
                 x, labels = self._own
-                embeddings = self._array(self._learner.features(parameters, x), (len(x), -1), "features()")
+                embeddings = numbers(self._learner.features(parameters, x), (len(x), -1), "features()")
                 return Done(result=Summarised(embeddings=embeddings, labels=labels))
             case Judge():
                 return self._judge(job)
@@ -186,7 +194,7 @@ class Lessons:
         own = self._logits(self._learner.answer(parameters, x), len(x))
         log_p = log_softmax(own)
         log_p[rows.astype(np.int64)] = log_softmax(
-            self._array(teacher.log_p, (rows.size, self._classes), "the teacher")
+            numbers(teacher.log_p, (rows.size, self._classes), "the teacher")
         )
         p: NDArray[np.float64] = np.exp(log_p)
         return p
@@ -196,7 +204,7 @@ class Lessons:
         rows = np.arange(len(x))
         if len(x) > job.most:
             rows = np.sort(rng.permutation(len(x))[: job.most])
-        hidden = self._array(self._learner.features(parameters, x[rows]), (rows.size, -1), "features()")
+        hidden = numbers(self._learner.features(parameters, x[rows]), (rows.size, -1), "features()")
         logits = self._logits(self._learner.answer(parameters, x[rows]), rows.size)
         return Done(
             result=Extracted(
@@ -221,14 +229,34 @@ class Lessons:
             confidence = np.exp(believed.max(axis=1))
         return Done(result=Answered(logits=logits, confidence=confidence))
 
+    def _answer_of_hub(self, parameters: Vector) -> Done:
+        hidden = self._probe_hidden(parameters)
+        logits = self._logits(self._learner.hub_answer(hidden), len(hidden))
+        return Done(result=Answered(logits=logits, confidence=np.zeros(0)))
+
+    def _probe_hidden(self, parameters: Vector) -> NDArray[np.float32]:
+        x = self._probe_rows()
+        hidden = numbers(self._learner.features(parameters, x), (len(x), self._width), "features()")
+        return hidden.astype(np.float32, copy=False)
+
     def _distill(self, job: Distill, parameters: Vector, rng: np.random.Generator) -> Done:
         x = self._probe_rows()
         used = np.asarray(job.is_used, np.bool_)
         if used.shape != (len(x),):
             raise LearnerError(f"{used.shape} rows of a probe set of {len(x)} are to be distilled")
-        targets = self._array(job.p, (len(x), self._classes), "the teacher's beliefs")[used]
+        targets = numbers(job.p, (len(x), self._classes), "the teacher's beliefs")[used]
         if not len(targets):
             return Done(result=Distilled())
+        if job.is_of_hub:
+            metrics = self._learner.hub_distill(
+                self._probe_hidden(parameters)[used],
+                targets,
+                rng,
+                epochs=job.epochs,
+                temperature=job.temperature,
+                alpha=job.alpha,
+            )
+            return Done(result=Distilled(), metrics={f"hub_{name}": value for name, value in metrics.items()})
         update = self._learner.distill(
             parameters,
             x[used],
@@ -299,20 +327,20 @@ class Lessons:
     def _hidden(self, samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Hidden values (n, d) and labels (n,) of one sender, checked."""
         labels = np.asarray(samples.labels).astype(np.int64)
-        hidden = self._array(samples.values(), (labels.size, self._width), "an edge's features")
+        hidden = numbers(samples.values(), (labels.size, self._width), "an edge's features")
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
             raise LearnerError(
                 f"an edge's labels run from {labels.min()} to {labels.max()}, there are {self._classes}"
                 " classes"
             )
-        self._array(samples.z, (labels.size, self._classes), "an edge's predictions")
+        numbers(samples.z, (labels.size, self._classes), "an edge's predictions")
         return hidden.astype(np.float32, copy=False), labels
 
     def _hub_model(self) -> Vector:
         return self._model(self._learner.hub_model())
 
     def _model(self, model: Any) -> Vector:
-        found = self._array(model, (-1,), "a hub model")
+        found = numbers(model, (-1,), "a hub model")
         return np.array(found, np.float32)
 
     # --- what all of them need -------------------------------------------------------------------------
@@ -341,23 +369,10 @@ class Lessons:
         if not hasattr(learner, "answer"):
             raise LearnerError(f"{type(learner).__name__} has neither classes() nor answer(...); write one")
         x = learner.own_rows()[0][:1] if self._probe is None else self._probe[:1]
-        return int(self._array(learner.answer(learner.parameters(), x), (1, -1), "answer()").shape[1])
+        return int(numbers(learner.answer(learner.parameters(), x), (1, -1), "answer()").shape[1])
 
     def _logits(self, value: Any, n: int) -> NDArray[np.floating]:
-        return self._array(value, (n, self._classes), "answer()")
-
-    def _array(self, value: Any, shape: tuple[int, ...], what: str) -> NDArray[np.floating]:
-        """`value` if it is finite numbers of `shape`, where -1 is any size.  Raises LearnerError."""
-        found = np.asarray(value)
-        fits = found.ndim == len(shape) and all(
-            size in (-1, actual) for size, actual in zip(shape, found.shape, strict=True)
-        )
-        if not fits or found.dtype.kind not in "fiu":
-            wanted = ", ".join("any" if size == -1 else str(size) for size in shape)
-            raise LearnerError(f"{what} gave {found.shape} {found.dtype}; expected numbers ({wanted})")
-        if not np.isfinite(found).all():
-            raise LearnerError(f"{what} gave numbers that are not finite; try a smaller learning rate")
-        return found
+        return numbers(value, (n, self._classes), "answer()")
 
 
 def mean_of(models: list[Vector]) -> Vector:

@@ -278,6 +278,23 @@ class SplitLearner:
         self._theta, self._is_held = update.parameters, True
         return update.metrics
 
+    def hub_distill(
+        self,
+        hidden: NDArray[np.float32],
+        targets: NDArray[np.floating],
+        rng: np.random.Generator,
+        *,
+        epochs: int = 1,
+        temperature: float = 3.0,
+        alpha: float = 1.0,
+    ) -> Metrics:
+        """Train the hub's model towards beliefs (n, K) of hidden values (n, d) whose classes nobody knows."""
+        update = self._hub_to_be().distill(
+            self._theta, hidden, targets, rng, epochs=epochs, temperature=temperature, alpha=alpha
+        )
+        self._theta, self._is_held = update.parameters, True
+        return update.metrics
+
     def hub_answer(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, (n, K), of hidden values (n, d)."""
         return self._hub_to_be().answer(self._theta, hidden)

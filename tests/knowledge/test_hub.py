@@ -46,7 +46,7 @@ from p2pfl.work import (
 K, D, N = 4, 6, 30
 RUN = RunId("11" * 32)
 SPLIT = b"\x05" * 32
-EXPECTED = Expected(classes=K, width=D, split=SPLIT, model_values=5)
+EXPECTED = Expected(classes=K, width=D, split=SPLIT, model=bytes([1]) * 32, model_values=5)
 HUBS = [PeerId("hub-1"), PeerId("hub-2")]
 EDGES = [PeerId(f"edge-{i}") for i in range(6)]
 
@@ -310,7 +310,7 @@ def test_an_edge_fetches_only_answers_of_the_hub_it_told(change: dict[str, Any],
 def test_hubs_of_one_model_and_split_are_a_tier() -> None:
     hubs = [PeerId(f"h{i}") for i in range(4)]
     everyone = frozenset(hubs)
-    for tier, expected in (("weights", ("h2",)), ("none", ())):
+    for tier, expected in (("weights", ("h2",)), ("probe", ("h1", "h2")), ("none", ())):
         chosen = ExchangeOptions(kind="hub", share_features=True, tier=tier)  # type: ignore[arg-type]
         exchange = HubExchange(options=chosen, expected=EXPECTED, me=hubs[0], run=RUN)
         state = exchange.start()
@@ -363,6 +363,16 @@ def test_an_edge_without_a_place_for_it_refuses_a_hub_s_model() -> None:
     small.exchange = replace(small.exchange, expected=replace(EXPECTED, model_values=0))
     assert network.round(0) == dict.fromkeys(models, frozenset())
     assert small.refused == ["kind"]
+
+
+def test_an_edge_waits_for_no_model_of_another_kind_than_its_own() -> None:
+    network, models = sites(last=0)
+    other = network.sites[EDGES[0]]
+    assert isinstance(other.exchange, HubExchange)
+    other.exchange = replace(other.exchange, expected=replace(EXPECTED, model=bytes(32)))
+    assert network.round(0) == dict.fromkeys(models, frozenset())
+    assert other.refused == ["not-accepted"]
+    assert not models[EDGES[0]].mixed
 
 
 @pytest.mark.parametrize("no_hub", [capability(split=bytes(32)), capability(capacity=0.0)])

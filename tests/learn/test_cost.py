@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from p2pfl.errors import LearnerError
-from p2pfl.learn.cost import Cost, cost_of
+from p2pfl.learn.cost import Cost, Meter, cost_of, metered
 from p2pfl.learn.torch_resnets import STEM_CHANNELS, resnet, stages, stem
 
 CIFAR = (3, 32, 32)
@@ -63,6 +63,27 @@ def test_layers_are_counted_by_hand() -> None:
 def test_a_shared_layer_counts_once_as_parameters_and_each_time_as_work() -> None:
     layer = nn.Linear(5, 5)
     assert cost_of(nn.Sequential(layer, layer), (5,)) == Cost(parameters=30, multiply_adds=50)
+
+
+def test_a_meter_counts_every_row_once_forward_and_three_times_where_gradients_follow() -> None:
+    model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    meter, rows = Meter(), torch.ones(4, 7)
+    with metered(meter), torch.no_grad():
+        model(rows)
+    assert meter.multiply_adds == 4 * (35 + 15)
+    with metered(meter):
+        model(rows).sum().backward()
+    assert meter.multiply_adds == 4 * 4 * (35 + 15)
+    model(rows)
+    assert meter.multiply_adds == 4 * 4 * (35 + 15)
+
+
+def test_a_layer_that_no_gradient_reaches_counts_once() -> None:
+    model = nn.Sequential(nn.Linear(7, 5).requires_grad_(False), nn.Linear(5, 3))
+    meter = Meter()
+    with metered(meter):
+        model(torch.ones(1, 7))
+    assert meter.multiply_adds == 35 + 3 * 15
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from p2pfl.errors import ConfigError, LearnerError
 from p2pfl.events import Evaluate
 from p2pfl.ids import PeerId
+from p2pfl.learn.distill import log_softmax
 from p2pfl.learn.jobs import Workshop
 from p2pfl.learn.learner import Site
 from p2pfl.learn.split_learner import SplitLearner
@@ -126,6 +127,22 @@ def test_two_hubs_that_learn_the_same_have_the_same_model_bit_for_bit() -> None:
         theta = done(hub, Fit(), hub.ready().parameters).parameters
         models.append(_learned(hub, theta).result.model)
     np.testing.assert_array_equal(*models)
+
+
+def test_a_hub_learns_what_another_believes_of_rows_whose_classes_nobody_knows() -> None:
+    site = Site(options=options(), dataset=digits(), role="hub")
+    teacher, pupil = _split(site), _split(site)
+    rng, x = np.random.default_rng(0), digits(120, first=200).x_train
+    edge = teacher.parameters()
+    hidden = teacher.features(edge, x)
+    labels = digits(120, first=200).y_train
+    teacher.learn(hidden, labels, np.full((120, 10), 0.1), rng, alpha=0.0, temperature=1.0)
+    p = np.exp(log_softmax(teacher.hub_answer(hidden)))
+    before = np.abs(np.exp(log_softmax(pupil.hub_answer(hidden))) - p).sum(axis=1).mean()
+    pupil.hub_distill(hidden, p, rng, epochs=20, temperature=1.0)
+    after = np.abs(np.exp(log_softmax(pupil.hub_answer(hidden))) - p).sum(axis=1).mean()
+    assert after < before / 2
+    assert pupil.holds_hub_model
 
 
 def test_a_lesson_that_fails_leaves_the_hub_as_it_was() -> None:

@@ -29,6 +29,7 @@ class TinySplitter:
     hub: Vector = field(default_factory=lambda: np.zeros(2, np.float32))
     is_held: bool = False
     learned_from: list[int] = field(default_factory=list)
+    distilled: list[NDArray[np.floating]] = field(default_factory=list)
 
     def parameters(self) -> Vector:
         return np.zeros(2, np.float32)
@@ -84,6 +85,12 @@ class TinySplitter:
         self.is_held = True
         self.learned_from.append(len(hidden))
         return {"loss": 1.0}
+
+    def hub_distill(
+        self, hidden: NDArray[np.float32], targets: NDArray[np.floating], rng: np.random.Generator, **how: Any
+    ) -> Metrics:
+        self.distilled.append(np.asarray(targets))
+        return {"distill_loss": 1.0}
 
     def hub_answer(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(8 * hidden[:, :CLASSES], np.float32)
