@@ -55,6 +55,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     if alone is not None:
         spread = f"mean {alone['mean']:.4f}  min {alone['min']:.4f}  max {alone['max']:.4f}"
         lines.append(f"{'each site alone':<19} {spread}")
+    if (gain := verdict.get("gain")) is not None:
+        spread = "  ".join(f"{part} {gain[part]:+.4f}" for part in ("mean", "min", "max"))
+        lines.append(f"{'gain over alone':<19} {spread}")
     if (knowledge := verdict.get("knowledge")) is not None:
         hub = "" if knowledge["hub"] is None else f", with the hub's model {knowledge['hub']:.4f}"
         packets = f"{bytes_text(knowledge['bytes'])} of packets a peer and round"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from p2pfl.errors import P2PFLError
     from p2pfl.events import Metrics, Vector
+    from p2pfl.learn.factory import dataset_of
     from p2pfl.learn.learner import DpSgd, Learner, LearnerFactory, Site, Update
     from p2pfl.learn.numpy_learner import NumpyLearner
     from p2pfl.learn.proxy_learner import ProxyLearner
@@ -34,6 +35,7 @@ __all__ = [
     "NumpyLearner",
     "SplitLearner",
     "ProxyLearner",
+    "dataset_of",
     "RunSpec",
     "P2PFLError",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "NumpyLearner": "p2pfl.learn.numpy_learner",
     "SplitLearner": "p2pfl.learn.split_learner",
     "ProxyLearner": "p2pfl.learn.proxy_learner",
+    "dataset_of": "p2pfl.learn.factory",
     "RunSpec": "p2pfl.run",
     "P2PFLError": "p2pfl.errors",
 }

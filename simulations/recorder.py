@@ -75,7 +75,10 @@ class _Open:
     squares: float = 0.0
 
     def add(self, model: Vector) -> None:
-        """Count a peer's model in the consensus distance."""
+        """Count a peer's model in the consensus distance, of which there is none between different models."""
+        if self.first is not None and model.size != self.first.size:
+            self.squares = math.nan
+            return
         x = model.astype(np.float64)
         if self.first is None or self.total is None:
             self.first, self.total = x, np.zeros_like(x)

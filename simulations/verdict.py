@@ -23,6 +23,7 @@ from p2pfl.run import RunSpec, run_id
 from .attacks import AttackOptions
 from .histogram import class_counts
 from .poisoning import triggered
+from .summary import is_lower_better
 from .workload import Workload
 
 __all__ = [
@@ -127,9 +128,9 @@ def backdoor(
     return [metrics["accuracy"] for metrics in judge_models(stamped, spec, models)]
 
 
-def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | None, dict[str, float] | None]:
-    """(`pooled`, `alone`): metric `name` after training with the same steps a peer has, on all rows together,
-    and on each site's alone; judged on the common test rows.  None where the rows are not ours to pool.
+def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | None, list[float] | None]:
+    """Metric `name` after training with the same steps a peer has: on all rows together, and on each site's
+    alone; judged on the common test rows.  None where the rows are not ours to pool, or it is not measured.
     """
     sites = [workload.site(i, spec) for i in range(len(workload.datasets))]
     alone = [_trained(workload, spec, site, i).get(name) for i, site in enumerate(sites)]
@@ -138,7 +139,7 @@ def baselines(workload: Workload, spec: RunSpec, name: str) -> tuple[float | Non
     if workload.pooled is not None:
         site = replace(workload.site(0, spec), dataset=workload.pooled)
         pooled = _trained(workload, spec, site, len(workload.datasets)).get(name)
-    return pooled, spread(found) if len(found) == len(alone) and found else None
+    return pooled, found if len(found) == len(alone) and found else None
 
 
 def verdict(
@@ -154,6 +155,10 @@ def verdict(
     if len(values) < len(measured):
         raise LearnerError(f"the learner's evaluation gives {sorted(measured[0])}, there is no {name!r}")
     pooled, alone = baselines(workload, spec, name) if with_baselines else (None, None)
+    # Less of a loss is a gain, too.
+    sign = -1.0 if is_lower_better(name) else 1.0
+    is_paired = alone is not None and len(alone) == len(values)
+    gains = [sign * (v - a) for v, a in zip(values, alone or (), strict=True)] if is_paired else None
     peers = ran.peers or len(ran.models) + ran.byzantine
     distance = ran.consensus_distance
     rows = list(ran.per_peer) or [{} for _ in ran.models]
@@ -164,7 +169,8 @@ def verdict(
         "rounds": ran.rounds,
         "metric": {"name": name, **spread(values)},
         "pooled": pooled,
-        "alone": alone,
+        "alone": None if alone is None else spread(alone),
+        "gain": None if gains is None else spread(gains),
         "consensus_distance": _consensus_distance(ran.models) if distance is None else distance,
         "mass": dict(ran.mass) if ran.mass is not None else None,
         "bytes_sent": ran.bytes_sent,
@@ -181,7 +187,7 @@ def verdict(
         "data": class_counts(workload),
         **ran.extra,
         "per_peer": [
-            {"peer": i, **row, "metrics": dict(m)}
+            {"peer": i, **row, "metrics": dict(m), "gain": None if gains is None else gains[i]}
             for i, (row, m) in enumerate(zip(rows, measured, strict=True))
         ],
     }

@@ -12,7 +12,7 @@ from p2pfl.learn import data, partition
 from p2pfl.learn.data import Dataset
 from p2pfl.learn.factory import resolve
 from p2pfl.learn.learner import LearnerFactory, Site
-from p2pfl.learn.options import PartitionOptions, at_role
+from p2pfl.learn.options import LearnerOptions, PartitionOptions, at_role
 from p2pfl.run import RunSpec, exchange_of
 
 __all__ = ["Workload", "check_roles", "cut", "partition_rng"]
@@ -66,13 +66,14 @@ def cut(
 ) -> Workload:
     """The agreement's data cut into `peers` sites under the run's seed.
 
-    sources: a data source for each site instead; required where the learner is the user's own module and
-    reads `site.data`.   roles: as of Workload.   Raises ConfigError.
+    sources: a data source for each site instead; for a learner of the user's own that reads `site.data`.  One
+    that takes `dataset_of(site)` can be dealt rows.   roles: as of Workload.   Raises ConfigError.
     """
     factory = resolve(spec.learner)
     if sources and len(sources) != peers:
         raise ConfigError(f"there are {len(sources)} data sources for {peers} peers; give one for each")
-    if not all(_has_rows(spec, role) for role in set(roles or spec.learner.roles or ("",))):
+    played = {role: at_role(spec.learner, role) for role in roles or spec.learner.roles or ("",)}
+    if not all(_has_rows(options, bool(sources)) for options in played.values()):
         return Workload(
             factory=factory,
             datasets=(None,) * peers,
@@ -99,10 +100,11 @@ def cut(
     )
 
 
-def _has_rows(spec: RunSpec, role: str) -> bool:
+def _has_rows(options: LearnerOptions, has_own: bool) -> bool:
     """Whether a site of that role has rows that are ours to deal."""
-    options = at_role(spec.learner, role)
-    return not options.module and (options.model is None or options.model.kind != "vector")
+    if options.module:
+        return bool(options.data.source) and not has_own
+    return options.model is None or options.model.kind != "vector"
 
 
 def check_roles(spec: RunSpec, peers: int, roles: Sequence[str], where: str) -> None:

@@ -13,13 +13,14 @@ from p2pfl.learn.data import Dataset, load
 from p2pfl.learn.flat import Schema
 from p2pfl.learn.learner import Learner, LearnerFactory, Site
 from p2pfl.learn.numpy_learner import NumpyLearner
-from p2pfl.learn.options import LearnerOptions, ModelOptions, at_role
+from p2pfl.learn.options import DataOptions, LearnerOptions, ModelOptions, at_role
 from p2pfl.learn.random_vector import RandomVector
 from p2pfl.learn.seeding import seeded
 from p2pfl.release import Release
 from p2pfl.user_code import imported
 
 __all__ = [
+    "dataset_of",
     "resolve",
     "build",
     "data_set_of",
@@ -202,13 +203,23 @@ def _call(factory: LearnerFactory, site: Site) -> Learner:
         raise LearnerError(f"the learner factory raised {type(error).__name__}: {error}") from error
 
 
+def dataset_of(site: Site) -> Dataset:
+    """A site's rows as its agreement's `[learner.data]` reads them, for a factory of your own.
+
+    Those that a simulation dealt it, else those of `site.data`, or where that is empty of
+    `learner.data.source`.   Raises ConfigError when there are none, LearnerError.
+    """
+    if site.dataset is not None and not isinstance(site.dataset, Dataset):
+        raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
+    options = site.options.data if isinstance(site.options, LearnerOptions) else DataOptions()
+    return site.dataset or load(site.data or options.source, options, site.seed)
+
+
 def _built_in(options: LearnerOptions, site: Site) -> Learner:
     assert options.model is not None
     if options.model.kind == "vector":
         return RandomVector(options.model.size)
-    if site.dataset is not None and not isinstance(site.dataset, Dataset):
-        raise LearnerError(f"site.dataset is a {type(site.dataset).__name__}, expected a Dataset")
-    dataset = site.dataset or load(site.data or options.data.source, options.data, site.seed)
+    dataset = dataset_of(site)
     how: dict[str, Any] = {
         "optimizer": options.optimizer,
         "local_steps": site.local_steps or options.local_steps,

@@ -10,7 +10,6 @@ from p2pfl.errors import ConfigError
 from p2pfl.events import Started
 from p2pfl.ids import PeerId
 from p2pfl.learn.learner import Site, Update
-from p2pfl.learn.probes import digest_of, read
 from p2pfl.run import decode as decode_run
 from p2pfl.simulations.attacks import AttackOptions
 from p2pfl.simulations.machine import Machine, SimulatedSite, founded_by, identities
@@ -71,83 +70,23 @@ def test_roles_that_cannot_be_dealt_are_refused(simulation: dict[str, Any], said
         _scenario(**simulation)
 
 
-@pytest.mark.slow
-def test_sites_with_three_kinds_of_model_and_skewed_rows_gain_from_each_other() -> None:
-    source = "sklearn:digits#800-1100"
-    rows = read(source)
-    table: dict[str, Any] = {
-        **PROBING,
-        "run": {**PROBING["run"], "rounds": 6},
-        "learner": {**PROBING["learner"], "local_steps": 40},
-        "knowledge": {
-            # At temperature 3 the lesson's pull, times nine, kills a small CNN at this rate.
-            "exchange": {"kind": "probe", "temperature": 1.0},
-            "probe": {"source": source, "digest": digest_of(rows), "samples": len(rows)},
-        },
-        "simulation": {
-            "peers": 4,
-            "roles": PROBING["simulation"]["roles"],
-            "partition": {"kind": "dirichlet", "alpha": 0.3, "min_rows": 16},
-        },
-    }
-    verdict = run_trial(decode(table, "here", "probing"))
-    assert [row["finished"] for row in verdict["per_peer"]] == ["done"] * 4
-    assert verdict["consensus_distance"] is None
-    assert verdict["metric"]["mean"] > verdict["alone"]["mean"] + 0.05
-    # In each of six rounds a byte for each of ten classes, to three neighbours.
-    assert min(row["bytes_sent"] for row in verdict["per_peer"]) > 6 * 3 * 10 * len(rows)
-
-
-@pytest.mark.slow
-def test_what_sites_compute_is_counted_by_job() -> None:
+def test_a_round_of_sites_with_models_of_different_sizes_is_recorded() -> None:
+    told: list[dict[str, Any]] = []
     table: dict[str, Any] = {
         **PROBING,
         "run": {**PROBING["run"], "rounds": 2},
         "learner": {
+            **PROBING["learner"],
             "data": {"source": "sklearn:digits#0-100", "test_fraction": 0.2},
-            "model": {"kind": "cnn", "channels": [2, 3]},
-            "local_steps": 3,
-            "batch_size": 10,
+            "local_steps": 2,
+            "roles": {"wide": {"model": {"kind": "mlp"}}, "plain": {"model": {"kind": "logistic"}}},
         },
-        "knowledge": {"exchange": {"kind": "probe", "epochs": 2}, "probe": KNOWN},
-        "simulation": {"peers": 2, "baselines": False, "compute": True},
+        "simulation": {"peers": 2, "roles": ["wide", "plain"], "baselines": False},
     }
-    verdict = run_trial(decode(table, "here", "counted"))
-    # One row forward: 3 x 3 over 8 x 8 to 2 maps, over 4 x 4 to 3 maps, and 2 x 2 x 3 values to 10 classes.
-    row = 9 * 64 * 2 + 9 * 2 * 16 * 3 + 12 * 10
-    probe = KNOWN["samples"]
-    # Fit: three steps of ten rows.  Answer: the probe set, and the held-out tenth of 40.  Distil: twice.
-    assert verdict["compute"]["min"] == row * (3 * 3 * 10 + probe + 4 + 3 * 2 * probe)
-    assert verdict["per_peer"][0]["multiply_adds"] == 2 * verdict["compute"]["min"]
-    numpy_site = {**table["learner"], "model": {"kind": "mlp"}}
-    assert run_trial(decode({**table, "learner": numpy_site}, "here", "counted"))["compute"] is None
-
-
-@pytest.mark.parametrize("engine", ["population"])
-def test_computing_is_counted_of_whole_peers_alone(engine: str) -> None:
-    table = {"learner": {"data": {"source": "sklearn:digits"}}, "gossip": {"topology": {"kind": "ring"}}}
-    with pytest.raises(ConfigError, match=r"simulation\.compute"):
-        decode({**table, "simulation": {"peers": 4, "engine": engine, "compute": True}}, "here", "counted")
-
-
-def test_what_a_site_keeps_to_itself_is_part_of_what_is_judged() -> None:
-    table: dict[str, Any] = {
-        "run": {"rounds": 3, "closing_rounds": 0, "evaluate_every": 1},
-        "learner": {
-            "data": {"source": "sklearn:digits#0-300"},
-            "model": {"kind": "mlp", "hidden": [8]},
-            "local_steps": 20,
-            "share": ["*", "!*2*"],
-        },
-        "simulation": {"peers": 2},
-    }
-    told: list[dict[str, Any]] = []
-    verdict = run_trial(decode(table, "here", "personal"), events=told)
-    assert verdict["metric"]["min"] > 0.5
-    assert verdict["alone"]["min"] > 0.5
-    assert verdict["metric"]["mean"] == pytest.approx(told[-1]["metric"]["mean"])
-    measured = [event["metric"]["mean"] for event in told if event["event"] == "round" and "metric" in event]
-    assert measured[-1] > 0.5
+    run_trial(decode(table, "here", "recorded"), events=told)
+    rounds = [event for event in told if event["event"] == "round"]
+    assert len(rounds) == 2
+    assert {event["consensus_distance"] for event in rounds} == {None}
 
 
 @pytest.mark.slow
