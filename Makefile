@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests marked slow, of real processes and sockets, run in `make test` and in CI, not while one works.
+# Tests marked slow, of real processes and sockets, run in `make test` and in CI, not while one works.  Those
+# that start processes are a group (tests/conftest.py), one after the other beside pure computation.
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: demo test test-fast check lint types layers tree bench docs setup toolchain clean
@@ -30,7 +31,7 @@ demo: setup
 
 test: setup
 	$(PYTEST) -m "not slow" -n 2
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n 2 --dist loadgroup
 
 test-fast: setup
 	$(PYTEST) -m "not slow" -n 2

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 # Seconds of a fit that takes time but no processor, as eight processes share this machine's.
 FIT_S = 0.5
 # What a busy machine may add to any wait.
-SLACK_S = 2.0
-# Seconds that an invited node may take to become part of a network of four.
-JOIN_S = 3.0
+SLACK_S = 5.0
+# Rounds, each at least a fit long, that may pass while an invited node becomes part of a network of four.
+JOIN_ROUNDS = 12
 LEARNER = f"""
 import time
 import numpy as np
@@ -191,9 +191,9 @@ def test_a_daemon_is_small_takes_in_an_invited_node_and_obeys_signals(tmp_path: 
         net.start(4)
         net.until(lambda: net.status(4), 30, "node 4 answers")
         # From here on: its learner is built, it shows its certificate, meets everybody, and enters a round.
-        began = time.monotonic()
+        before_it = net.status(0)["round"]
         net.until_running(4)
-        assert time.monotonic() - began < JOIN_S
+        assert net.status(4)["round"] - before_it <= JOIN_ROUNDS
         assert net.status(4)["peers"] == 4
         assert all(net.status(i)["members"] == 5 for i in range(5))
 
@@ -274,14 +274,29 @@ def test_strangers_who_flood_a_node_delay_no_round_beyond_its_deadline(tmp_path:
         assert audit.error < 1e-9
 
 
+HELD = LEARNER.replace(
+    """    def before_fit(self):
+        pass
+""",
+    """    def before_fit(self):
+        import pathlib
+        if self.fits == 2:
+            pathlib.Path("fitting").touch()
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
+""",
+)
+
+
 def test_a_node_answers_while_its_learner_works_in_a_thread(tmp_path: Path) -> None:
-    with Daemons(tmp_path, 1, LEARNER, run={"rounds": 4}) as net:
+    with Daemons(tmp_path, 1, HELD, run={"rounds": 4, "deadline_s": 120.0}) as net:
         settings_file = net.homes[0] / "node.toml"
         settings_file.write_text(settings_file.read_text() + 'isolation = "thread"\n')
         net.start(0)
-        net.until_round(0, 1)
-        began = time.monotonic()
-        assert all(net.status(0)["state"] == "running" for _ in range(10))
-        assert time.monotonic() - began < FIT_S
-        net.finish(0, within_s=30)
+        net.until((tmp_path / "fitting").exists, 60, "the second fit begins")
+        # It does not end before these are answered.
+        answers = [net.status(0) for _ in range(10)]
+        assert [(one.get("state"), one.get("round")) for one in answers] == [("running", 1)] * 10
+        (tmp_path / "go").touch()
+        net.finish(0, within_s=60)
         assert committed(net, 0) == list(range(6))

@@ -14,6 +14,7 @@ import pytest
 from guide import Guide, Step
 
 PAGE = (Path(__file__).parents[1] / "docs/deploy.md").read_text(encoding="utf-8")
+UNHURRIED = Path(__file__).parent / "support/unhurried"
 SITES = ("cleveland", "hungarian", "switzerland", "va")
 
 
@@ -45,7 +46,7 @@ def page(tmp_path: Path) -> Iterator[Guide]:
     control, bulk = free_ports(2)
     replace = {f"10.0.0.1{i}": f"127.0.0.1{i}" for i in (1, 2, 3, 4)}
     replace |= {"4911": control, "4912": bulk, "/srv/heart": str(tmp_path)}
-    made = Guide(folder=tmp_path, replace=replace)
+    made = Guide(folder=tmp_path, replace=replace, extra={"PYTHONPATH": str(UNHURRIED)})
     try:
         yield made
     finally:

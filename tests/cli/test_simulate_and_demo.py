@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import psutil
 import pytest
 from safetensors.numpy import load_file
+
+from p2pfl.simulations.scenario import shipped
 
 
 def _p2pfl(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -68,7 +71,9 @@ def test_shipped_grids_meet_their_expectations(name: str) -> None:
 def test_a_scenario_that_does_not_exist_is_exit_code_2() -> None:
     done = _p2pfl("simulate", "nothing")
     assert done.returncode == 2
-    assert "crash, digits, heart" in done.stderr
+    listed = re.search(r"one of ([\w, -]+)", done.stderr)
+    assert listed is not None, done.stderr
+    assert listed[1].split(", ") == list(shipped())
 
 
 _GRID = """

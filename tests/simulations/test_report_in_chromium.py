@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -229,18 +232,66 @@ def test_text_can_be_read_in_both_schemes(browser: Browser, single: Path, scheme
     opened.page.close()
 
 
+_MOVED = """() => {
+  window.moved = 0;
+  const add = (list) => list.getEntries().forEach((entry) => (window.moved += entry.value));
+  new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true });
+}"""
+_PAINTED = """() => new Promise((done) =>
+  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(true), 50))))"""
+
+
+@contextmanager
+def _in_two_parts(path: Path) -> Iterator[tuple[str, threading.Event]]:
+    """Where the page is served, its data and scripts only once the event is set."""
+    rest = threading.Event()
+    first, mark, second = path.read_bytes().partition(b'<script type="application/json"')
+    assert mark
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(first)
+            rest.wait()
+            self.wfile.write(mark + second)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", rest
+        finally:
+            rest.set()
+            server.shutdown()
+            serving.join()
+
+
+def test_nothing_moves_while_the_page_arrives(browser: Browser, single: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with _in_two_parts(single) as (url, rest):
+        page.goto(url, wait_until="commit")
+        page.wait_for_selector("footer", state="attached")
+        page.evaluate(_MOVED)
+        assert page.evaluate(_PAINTED)
+        rest.set()
+        page.locator("svg.chart").first.wait_for()
+        assert page.evaluate(_PAINTED)
+        assert page.locator("footer").is_visible()
+        assert page.evaluate("window.moved") < 0.01
+        page.close()
+
+
 def test_nothing_moves_while_the_page_is_used(browser: Browser, single: Path) -> None:
     opened = _Opened(browser, single)
-    opened.page.evaluate(
-        "() => { window.moved = 0;"
-        " const add = (list) => list.getEntries().forEach((entry) => (window.moved += entry.value));"
-        " new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true }); }"
-    )
+    opened.page.evaluate(_MOVED)
     opened.page.get_by_role("button", name="Virtual time").click()
     opened.page.locator("svg.chart").first.hover()
     opened.page.locator("svg.chart").nth(1).hover()
-    opened.page.wait_for_function(
-        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
-    )
+    assert opened.page.evaluate(_PAINTED)
     assert opened.page.evaluate("window.moved") < 0.01
     opened.page.close()

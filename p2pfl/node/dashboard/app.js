@@ -20,6 +20,8 @@ function main() {
   document.getElementById("colophon").textContent = `Results ${head.results.slice(0, 16)}, schema ${head.v}. Nothing in this page comes from anywhere else.`;
   const parts = [tiles(), expectations(), differences(), matrices(), Object.keys(head.axes).length < 2 ? cells() : null, curves(), graphAndPeers(), warnings(), Object.keys(head.axes).length < 2 ? null : cells(), runCard()];
   document.getElementById("main").replaceChildren(...parts.filter(Boolean));
+  // Until now hidden: a page that is still arriving would show them, and what is drawn would then push them away.
+  for (const part of document.querySelectorAll("header, footer")) part.hidden = false;
   redraws.forEach((redraw) => redraw());
 }
 
