@@ -171,8 +171,7 @@ def test_daemons_learn_what_the_simulator_learns_and_every_edge_ends_with_its_hu
         run={"rounds": ROUNDS, "closing_rounds": 0, "deadline_s": 120.0},
         learner=learner,
         gossip=APART,
-        # Which of a hub's models another hub mixes in is a matter of time, and time is not simulated here.
-        knowledge={"exchange": {**HUB["exchange"], "tier": "none"}},
+        knowledge=HUB,
     ) as net:
         for i in range(N):
             net.start(i, program=(seeded_node.__file__, entropy(i).hex()))
@@ -203,8 +202,10 @@ def test_daemons_learn_what_the_simulator_learns_and_every_edge_ends_with_its_hu
         assert mine["features"] == {net.names[hub]: (ROUNDS, ROUNDS * up_frame)}
         assert "soft_labels" not in mine
         assert of_hub["soft_labels"][net.names[i]] == (ROUNDS, ROUNDS * down_frame)
+        # To the other hub in every round, to its edges at the end.
         assert of_hub["hub_model"] == {
-            net.names[edge]: (1, model_frame) for edge in edges if edges[edge] == hub
+            net.names[1 - hub]: (ROUNDS, ROUNDS * model_frame),
+            **{net.names[edge]: (1, model_frame) for edge in edges if edges[edge] == hub},
         }
         said = net.p2pfl(2, "predict", "--input", f"npz:{tmp_path / 'new.npz'}")
         assert (said["by"], said["rows"]) == ("hub", len(new))

@@ -202,7 +202,7 @@ class HubExchange:
                 return state
 
     def offers(self, state: HubState) -> tuple[Offer, ...]:
-        """Features to the hub; a hub's answers, each to its sender, and its model to who is to have it."""
+        """Features to the hub; a hub's answers, each to its sender, and its model to whom it is for."""
         found = []
         hub, answers = self.hub(state), state.answers
 
@@ -281,15 +281,17 @@ class HubExchange:
         return self._taught(replace(state, heard=heading.round), soft, heading.round)
 
     def awaited(self, state: HubState) -> frozenset[PeerId]:
-        """In phase A a hub's edges, in phase B an edge's hub; nobody when hubs are asynchronous."""
+        """In phase A a hub's edges, in phase B an edge's hub and a hub's tier; nobody when asynchronous."""
         if self.options["asynchronous"]:
             return frozenset()
         if state.phase is Phase.B:
+            if Learned in state.done and state.round != self.last:
+                return tier.untold(state, self.partners(state))
             hub = self.hub(state)
-            is_waiting = hub in state.sent and hub != self.me and state.heard < state.round
             is_owed = self._is_last(state) and hub == self._hub_to_keep(state) and not self._delivered(state)
-            is_waiting = is_waiting or bool(hub in state.sent and hub != self.me and is_owed)
-            return frozenset({hub}) if hub is not None and is_waiting else frozenset()
+            if hub is None or hub == self.me or hub not in state.sent:
+                return frozenset()
+            return frozenset({hub}) if is_owed or state.heard < state.round else frozenset()
         if not self._is_hub(state):
             return frozenset()
         hubs = {peer: c.capacity for peer, c in state.hubs.items() if peer in state.hears | {self.me}}
@@ -325,15 +327,16 @@ class HubExchange:
         """The hub of this site, where the site has a place for a model of its kind."""
         hub = self.hub(state)
         theirs = None if hub is None else state.hubs.get(hub)
-        is_mine = theirs is not None and theirs.model == self.expected.model
-        return hub if self.expected.model_values and is_mine else None
+        is_kept = theirs is not None and self.expected.model_values and theirs.model == self.expected.model
+        return hub if is_kept else None
 
     def _delivered(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
         """The model of this edge's hub, in the last round."""
         hub = self.hub(state)
-        said = state.models.get(hub) if hub is not None else None
-        is_whole = said is not None and self._is_last(state) and said.version == state.round
-        return {hub: said.values} if hub is not None and said is not None and is_whole else {}
+        if hub not in state.models or not self._is_last(state):
+            return {}
+        said = state.models[hub]
+        return {hub: said.values} if said.version == state.round else {}
 
     # --- as an edge ----------------------------------------------------------------------------------
 

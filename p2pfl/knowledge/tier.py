@@ -1,9 +1,9 @@
 """What hubs tell each other: their models where these are of one kind, or what they believe of a probe set.
 
 A tier is the hubs of one split that a hub hears.  With `tier = "weights"` it is those of its own model: each
-tells the others its model when it has learned, and begins its next round with the mean of what it heard and
-its own.  With `tier = "probe"` models may differ: each tells its predictions on the run's probe set, seen
-through its own extractor, and begins its next round by learning what the tier believes.
+tells the others its model when it has learned, waits for theirs, and begins its next round with the mean of
+them and its own.  With `tier = "probe"` models may differ: each tells its predictions on the run's probe set,
+seen through its own extractor, waits for theirs, and begins its next round by learning what all believe.
 
 `n` probe samples, `K` classes.
 """
@@ -28,7 +28,7 @@ from p2pfl.knowledge.packets import Coding, Probe, probe_bytes
 from p2pfl.knowledge.ranking import tiers
 from p2pfl.work import Answered, Distill
 
-__all__ = ["believed", "heard", "lesson", "models", "most_bytes", "packet", "partners"]
+__all__ = ["believed", "heard", "lesson", "models", "most_bytes", "packet", "partners", "untold"]
 
 # A prediction is a byte a class; of a tier's few packets a round there is nothing to save by differences.
 _CODING = Coding.INT8
@@ -56,6 +56,16 @@ def models(state: HubState, others: tuple[PeerId, ...]) -> dict[PeerId, NDArray[
         for peer, said in sorted(state.models.items())
         if peer in others and said.version >= state.round - 1
     }
+
+
+def untold(state: HubState, others: tuple[PeerId, ...]) -> frozenset[PeerId]:
+    """Who of `others` has not told what it learned in this round.
+
+    A hub that did not wait would mix what had come by chance, and two runs alike would not end alike.
+    """
+    told = {peer: held.round for peer, held in state.beliefs.items()}
+    told |= {peer: said.version for peer, said in state.models.items()}
+    return frozenset(peer for peer in others if told.get(peer, -1) < state.round)
 
 
 def lesson(state: HubState, others: tuple[PeerId, ...], options: ExchangeOptions) -> Distill | None:

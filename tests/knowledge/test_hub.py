@@ -332,6 +332,17 @@ def test_hubs_begin_a_round_with_the_mean_of_what_they_learned_in_the_last() -> 
     assert not any(models[edge].mixed for edge in EDGES)
 
 
+def test_a_hub_waits_for_the_model_of_another_but_not_in_the_last_round() -> None:
+    network, models = sites(last=1)
+    network.cut.add((HUBS[1], HUBS[0]))
+    missed = network.round(0)
+    assert missed[HUBS[0]] == {HUBS[1]}
+    assert missed[HUBS[1]] == frozenset()
+    assert network.round(1) == dict.fromkeys(models, frozenset())
+    assert not models[HUBS[0]].mixed
+    assert len(models[HUBS[1]].mixed) == 1
+
+
 def test_in_the_last_round_an_edge_gets_the_model_of_its_hub() -> None:
     network, models = sites(last=1)
     network.round(0)
