@@ -288,9 +288,9 @@ class HubExchange:
             if Learned in state.done and state.round != self.last:
                 return tier.untold(state, self.partners(state))
             hub = self.hub(state)
-            is_owed = self._is_last(state) and hub == self._hub_to_keep(state) and not self._delivered(state)
             if hub is None or hub == self.me or hub not in state.sent:
                 return frozenset()
+            is_owed = self._is_last(state) and hub == self._hub_to_keep(state) and not self._delivered(state)
             return frozenset({hub}) if is_owed or state.heard < state.round else frozenset()
         if not self._is_hub(state):
             return frozenset()
@@ -326,17 +326,15 @@ class HubExchange:
     def _hub_to_keep(self, state: HubState) -> PeerId | None:
         """The hub of this site, where the site has a place for a model of its kind."""
         hub = self.hub(state)
-        theirs = None if hub is None else state.hubs.get(hub)
-        is_kept = theirs is not None and self.expected.model_values and theirs.model == self.expected.model
-        return hub if is_kept else None
+        is_kept = self.expected.model_values and hub in state.hubs
+        return hub if is_kept and hub and state.hubs[hub].model == self.expected.model else None
 
     def _delivered(self, state: HubState) -> dict[PeerId, NDArray[np.float32]]:
         """The model of this edge's hub, in the last round."""
         hub = self.hub(state)
-        if hub not in state.models or not self._is_last(state):
+        if hub is None or not self._is_last(state) or hub not in state.models:
             return {}
-        said = state.models[hub]
-        return {hub: said.values} if said.version == state.round else {}
+        return {hub: said.values} if (said := state.models[hub]).version == state.round else {}
 
     # --- as an edge ----------------------------------------------------------------------------------
 
