@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from p2pfl import plans
@@ -245,7 +246,7 @@ class ByzantinePeer:
         for send, _ in statements:
             story = self._stories[protocol_lies.version(self._position(send.peer)) % len(self._stories)]
             body = Statement(content=story, salt=salts.get(send.peer, b""))
-            result.append(Send(peer=send.peer, message=replace(send.message, body=body)))
+            result.append(Send(peer=send.peer, message=msgspec.structs.replace(send.message, body=body)))
         # What the peer says again is what was said.
         self.state.last_words = [*result, *(s for s in bodies if s.message.header.kind is Kind.STATE)]
         return result

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,14 +37,16 @@ def forged(attack: AttackOptions, message: Message, *, k: int, position: int) ->
     match attack.kind:
         case "weight-lie" if header.weights:
             factor = _LAMBDA if attack.weight is None else attack.weight
-            lied = Message(header=replace(header, weights=(factor * header.weights[0],)), body=body)
+            lied = Message(
+                header=msgspec.structs.replace(header, weights=(factor * header.weights[0],)), body=body
+            )
             return with_body(lied, _scaled(body, factor, k))
         case "wrong-shape":
             return with_body(message, np.concatenate([body, np.zeros(4, np.uint8)]))
         case "bomb":
             # A terabyte that takes no memory here: one zero, again and again.
             vast = np.broadcast_to(np.uint8(0), MAX_VECTOR_BYTES)
-            header = replace(header, size=MAX_VECTOR_BYTES, raw_size=MAX_VECTOR_BYTES)
+            header = msgspec.structs.replace(header, size=MAX_VECTOR_BYTES, raw_size=MAX_VECTOR_BYTES)
             return Message(header=header, body=vast)
         case "equivocation" if version(position):
             return with_body(message, _scaled(body, -1.0, k))
@@ -71,7 +74,7 @@ def version(position: int) -> int:
 def with_body(message: Message, body: NDArray[np.uint8]) -> Message:
     """`message` with another body, and a header that fits it."""
     digest = hashlib.sha256(body.data).digest()
-    header = replace(message.header, size=body.nbytes, raw_size=body.nbytes, digest=digest)
+    header = msgspec.structs.replace(message.header, size=body.nbytes, raw_size=body.nbytes, digest=digest)
     return Message(header=header, body=body)
 
 

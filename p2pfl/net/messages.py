@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from p2pfl import encoding
 from p2pfl.encoding import MAX_COUNTER, MAX_RANDOM

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 import trio
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from p2pfl.errors import NotRunningError

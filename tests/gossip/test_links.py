@@ -1,9 +1,8 @@
 """Exactly-once delivery: outbox, watermark, HELLO, and what a lost or restored disk does to them."""
 
-from dataclasses import replace
-
 import pytest
 from edges import INC, A, B, hello, introduce, paired, share
+from msgspec.structs import replace
 
 from p2pfl.events import Ack
 from p2pfl.gossip.links import WINDOW, Arrival, Links, Meeting, Place

@@ -1,11 +1,11 @@
 import hashlib
-from dataclasses import fields, replace
 
 import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 from signed_messages import ALICE, BOB, header, messages, vector_message
 
 from p2pfl import encoding
@@ -191,7 +191,7 @@ def test_what_a_receiver_would_refuse_is_not_sealed(kind: Kind, body: object) ->
 def test_a_header_beyond_its_limits_is_not_sealed(changed: dict[str, object]) -> None:
     message = vector_message()
     with pytest.raises(LocalError):
-        seal(replace(message, header=replace(message.header, **changed)), SIGN)  # type: ignore[arg-type]
+        seal(replace(message, header=replace(message.header, **changed)), SIGN)
 
 
 def test_weights_may_be_anything_because_screening_judges_them() -> None:

@@ -1,9 +1,9 @@
 import importlib
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from msgspec.structs import fields
 from signed_messages import ALICE, header
 
 from p2pfl.events import Header, Hello, Kind, Message, Notice

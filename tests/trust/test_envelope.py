@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from p2pfl.errors import LocalError
 from p2pfl.events import Header, Kind
@@ -80,7 +79,7 @@ def test_the_next_share_is_fresh() -> None:
 def test_what_is_not_ours_or_not_new_is_refused_with_the_reason(
     change: dict[str, object], reason: str
 ) -> None:
-    assert why(replace(HEADER, **change)) == reason  # type: ignore[arg-type]
+    assert why(replace(HEADER, **change)) == reason
 
 
 def test_the_epoch_before_still_passes_and_a_hello_passes_in_any() -> None:

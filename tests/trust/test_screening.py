@@ -1,10 +1,10 @@
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from p2pfl.events import Header, Kind
@@ -83,7 +83,7 @@ def test_an_honest_header_passes() -> None:
 def test_a_header_is_refused_with_the_first_reason(
     change: dict[str, object], more: dict[str, object], reason: str
 ) -> None:
-    assert header_verdict(replace(HEADER, **change), **more) == reason  # type: ignore[arg-type]
+    assert header_verdict(replace(HEADER, **change), **more) == reason
     assert reason in REASONS
 
 
