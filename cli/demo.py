@@ -215,12 +215,13 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
     from p2pfl.simulations import verdict
     from p2pfl.simulations.attacks import TRIGGERED_KINDS
     from p2pfl.simulations.mass_audit import audit, books_on_disk
+    from p2pfl.simulations.taught import keeps_a_part, worth_of
 
     from .besieged import told_by
     from .export import export_model
 
     workload: Workload = plan.workload
-    models, books, rows = [], [], []
+    models, books, rows, kept = [], [], [], []
     for site, node in zip(homes[: plan.honest], fleet.nodes, strict=False):
         export_model(site.home, plan.joined, site.home / "model.safetensors")
         with Store.open(site.home) as store:
@@ -230,6 +231,7 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
         ledger, x, model, _ = ledgers.read(snapshot)
         # z = x / w, as push-sum de-biases (gossip/push_sum.py), unless the model is kept beside.
         models.append((x.astype(np.float64) / ledger.w).astype(np.float32) if model is None else model)
+        kept.append((None if ledger.pooled is None else np.array(ledger.pooled), ledger.learner_state))
         rows.append(
             {
                 "peer_id": site.peer_id,
@@ -243,9 +245,14 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
         )
     mass = audit(books)
     is_conserved = conserves_mass(plan.spec)
+    is_exchanging = plan.spec.knowledge.exchange.kind != "none"
+    measured = None
+    if is_exchanging or keeps_a_part(plan.spec):
+        measured = verdict.judge_kept(workload, plan.spec, models, kept)
     ran = verdict.Ran(
         engine="node",
         models=models,
+        measured=measured,
         mass={"sum": mass.sum, "expected": mass.expected, "error": mass.error} if is_conserved else None,
         bytes_sent=sum(node.bytes_sent for node in fleet.nodes),
         wall_s=wall_s,
@@ -256,6 +263,8 @@ def _judge(plan: Plan, homes: list[DemoSite], fleet: Fleet, wall_s: float, metri
         extra={"peak_rss_mb": verdict.peak_rss_mb(children=True), "run_id": run_id(plan.joined)},
     )
     result = verdict.verdict(ran, workload, plan.spec, metric=metric)
+    if is_exchanging and measured is not None:
+        result["knowledge"] = {**worth_of(measured, plan.spec, result["metric"]["name"]), "bytes": None}
     if plan.attack.kind in TRIGGERED_KINDS:
         result["backdoor"] = verdict.spread(verdict.backdoor(workload, plan.attack, plan.spec, ran.models))
     if plan.is_eclipse:

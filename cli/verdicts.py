@@ -60,8 +60,9 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         lines.append(f"{'gain over alone':<19} {spread}")
     if (knowledge := verdict.get("knowledge")) is not None:
         hub = "" if knowledge["hub"] is None else f", with the hub's model {knowledge['hub']:.4f}"
-        packets = f"{bytes_text(knowledge['bytes'])} of packets a peer and round"
-        told = f"{knowledge['kind']}: own model {knowledge['edge']:.4f}{hub}; {packets}"
+        sent = bytes_text(knowledge["bytes"])
+        packets = "" if sent is None else f"; {sent} of packets a peer and round"
+        told = f"{knowledge['kind']}: own model {knowledge['edge']:.4f}{hub}{packets}"
         lines.append(f"{'knowledge':<19} {told}")
     if (compute := verdict.get("compute")) is not None:
         spread = "  ".join(f"{part} {count_text(compute[part])}" for part in ("mean", "min", "max"))

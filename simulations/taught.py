@@ -14,7 +14,7 @@ from p2pfl.run import RunSpec
 from .machine import Machine
 from .verdict import spread
 
-__all__ = ["computed", "exchanged", "keeps_a_part", "measured"]
+__all__ = ["computed", "exchanged", "keeps_a_part", "measured", "worth_of"]
 
 # What a learner calls a metric of the hub's model on its own features; see learn/split_learner.py.
 _COMPOSITE = "hub_"
@@ -28,27 +28,26 @@ def exchanged(machines: Sequence[Machine], spec: RunSpec, name: str) -> dict[str
     per machine and round.   Each is judged by the learner as its run left it, on its site's test rows, which
     are those that all have in common unless each file of the data is a site.   Raises LearnerError.
     """
-    kind = spec.knowledge.exchange.kind
-    if kind == "none":
+    if spec.knowledge.exchange.kind == "none":
         return None
-    edges, composites = [], []
-    for machine in machines:
-        metrics = measured(machine)
-        edges.append(metrics[name])
-        if _COMPOSITE + name in metrics:
-            composites.append(metrics[_COMPOSITE + name])
     told = [
         int(fact.fields["bytes"])
         for machine in machines
         for _, fact in machine.facts
         if fact.event == "knowledge exchanged"
     ]
+    worth = worth_of([measured(machine) for machine in machines], spec, name)
+    return {**worth, "bytes": sum(told) / max(1, len(machines) * spec.run.rounds)}
+
+
+def worth_of(metrics: Sequence[Metrics], spec: RunSpec, name: str) -> dict[str, Any]:
+    """The fields of `exchanged` but for bytes, of what each site's own learner measured."""
+    composites = [one[_COMPOSITE + name] for one in metrics if _COMPOSITE + name in one]
     return {
-        "kind": kind,
-        "edge": float(np.mean(edges)),
+        "kind": spec.knowledge.exchange.kind,
+        "edge": float(np.mean([one[name] for one in metrics])),
         "hub": float(np.mean(composites)) if composites else None,
         "holders": len(composites),
-        "bytes": sum(told) / max(1, len(machines) * spec.run.rounds),
     }
 
 

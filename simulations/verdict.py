@@ -31,6 +31,7 @@ __all__ = [
     "backdoor",
     "baselines",
     "judge",
+    "judge_kept",
     "judge_models",
     "name_of",
     "peak_rss_mb",
@@ -109,6 +110,19 @@ def judge_models(workload: Workload, spec: RunSpec, models: Sequence[Vector]) ->
     """Each model's metrics, as `judge` gives them.  Raises LearnerError when the learner cannot evaluate."""
     measure = judge(workload, spec)
     return [measure(i, model) for i, model in enumerate(models)]
+
+
+def judge_kept(
+    workload: Workload, spec: RunSpec, models: Sequence[Vector], kept: Sequence[tuple[_Sums, bytes]]
+) -> list[Metrics]:
+    """Each model's metrics by a learner of its site that has back what that keeps to itself.
+
+    kept: of each, the sums it standardises with, and its learner's state.   Raises LearnerError.
+    """
+    found = []
+    for i, (model, (sums, state)) in enumerate(zip(models, kept, strict=True)):
+        found.append(_measured(_workshop(workload, workload.site(i, spec)), sums, model, state))
+    return found
 
 
 def name_of(metrics: Mapping[str, float]) -> str:
@@ -212,8 +226,8 @@ def _sums(shop: Workshop) -> _Sums:
     return statistics if statistics.size else None
 
 
-def _measured(shop: Workshop, sums: _Sums, model: Vector) -> Metrics:
-    metrics = shop.evaluate(Evaluate(round=0, parameters=model, statistics=sums)).metrics
+def _measured(shop: Workshop, sums: _Sums, model: Vector, state: bytes = b"") -> Metrics:
+    metrics = shop.evaluate(Evaluate(round=0, parameters=model, statistics=sums), state).metrics
     if shop.fault:
         raise LearnerError(shop.fault)
     return metrics
