@@ -42,6 +42,8 @@ _SUMMARY = (
     "alone",
     "reference",
     "backdoor",
+    "knowledge",
+    "compute",
     "consensus_distance",
     "mass",
     "bytes_sent",

@@ -205,6 +205,29 @@ def test_a_cell_of_the_matrix_is_what_all_charts_show(browser: Browser, grid: Pa
     opened.page.close()
 
 
+def test_exchanges_stand_by_what_they_are_worth_and_cost(browser: Browser, tmp_path: Path) -> None:
+    axes = {"exchange": ["hub", "weights"]}
+    study = _study(tmp_path, _RUN + "baselines = false\n", (0, 1))
+    worth = {"kind": "hub", "edge": 0.5, "hub": 0.9, "holders": 5, "bytes": 7.0}
+    cells = [{"exchange": "hub"}, {"exchange": "weights"}]
+    verdicts = [
+        {**verdict, "cell": cell, "knowledge": known, "compute": {"mean": 2e6, "min": 1e6, "max": 4e6}}
+        for cell, known in zip(cells, (worth, None), strict=True)
+        for verdict in study
+    ]
+    opened = _Opened(browser, _written(tmp_path, verdicts, "exchanges", axes))
+    found = opened.page.locator("section[aria-labelledby=worth-and-cost]")
+    assert found.locator("svg.chart").count() == 2
+    # Each chart has a dot a cell, and one ring, above them, for the hub's model.
+    assert found.locator("circle.dot").count() == 4
+    assert found.locator("circle.ring").count() == 2
+    assert (
+        found.locator("circle.ring title").first.text_content()
+        == "exchange hub, the hub's model: 0.9, 83.3 B"
+    )
+    assert not opened.said
+
+
 def test_two_results_have_a_line_each(browser: Browser, grid: Path, tmp_path: Path) -> None:
     side = [v for v in comparison.read(grid.parent) if v["cell"] == {"topology": "ring", "lr": "0.1"}]
     rows = comparison.compare(side, side)

@@ -18,7 +18,7 @@ function main() {
   document.getElementById("title").textContent = head.title;
   document.getElementById("lede").replaceChildren(...ledeParts(card));
   document.getElementById("colophon").textContent = `Results ${head.results.slice(0, 16)}, schema ${head.v}. Nothing in this page comes from anywhere else.`;
-  const parts = [tiles(), expectations(), differences(), matrices(), Object.keys(head.axes).length < 2 ? cells() : null, curves(), graphAndPeers(), warnings(), Object.keys(head.axes).length < 2 ? null : cells(), runCard()];
+  const parts = [tiles(), expectations(), differences(), matrices(), costs(), Object.keys(head.axes).length < 2 ? cells() : null, curves(), graphAndPeers(), warnings(), Object.keys(head.axes).length < 2 ? null : cells(), runCard()];
   document.getElementById("main").replaceChildren(...parts.filter(Boolean));
   // Until now hidden: a page that is still arriving would show them, and what is drawn would then push them away.
   for (const part of document.querySelectorAll("header, footer")) part.hidden = false;
