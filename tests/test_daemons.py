@@ -79,11 +79,11 @@ def committed(net: Daemons, i: int) -> list[int]:
 
 def test_nodes_that_are_killed_at_any_moment_resume_and_no_mass_is_lost(tmp_path: Path) -> None:
     rng = np.random.default_rng(20)
-    # Long enough that nobody is through while the last victim starts, on however slow a machine.
-    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 60}) as net:
+    # Long enough that nobody is through while the last victim starts, on a slow machine, too.
+    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 40}) as net:
         net.start(0, 1, 2, 3)
-        victims = [1, 2, 3, 1, 0]
-        at_rounds = [2, 5, 8, 11, 14]
+        victims = [1, 2, 1, 0]
+        at_rounds = [2, 4, 6, 8]
         for victim, at_round in zip(victims, at_rounds, strict=True):
             net.until_round((victim + 1) % 4, at_round)
             net.pass_time(rng.uniform(0, 1.5 * FIT_S))
@@ -97,7 +97,7 @@ def test_nodes_that_are_killed_at_any_moment_resume_and_no_mass_is_lost(tmp_path
         for i in range(4):
             # Each round once, none again, and the last one by all.
             assert committed(net, i) == sorted(set(committed(net, i)))
-            assert committed(net, i)[-1] == 61
+            assert committed(net, i)[-1] == 41
             assert not [row for row in net.events(i) if "began anew" in row["event"]]
         check_survivors(net, 0, 1, 2, 3)
         audit = net.mass()
@@ -214,7 +214,7 @@ def test_a_daemon_is_small_takes_in_an_invited_node_and_obeys_signals(tmp_path: 
 
 
 def test_a_revoked_member_is_out_of_real_daemons_within_a_round_and_the_run_goes_on(tmp_path: Path) -> None:
-    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 40}) as net:
+    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 20}) as net:
         net.start(0, 1, 2, 3)
         net.until_round(0, 3)
         for i in range(3):
@@ -235,7 +235,7 @@ def test_a_revoked_member_is_out_of_real_daemons_within_a_round_and_the_run_goes
             assert end.round <= voted_in + 1
             assert [row for row in of_it if row.type == "share" and row.i > end.i] == []
             heard += sum(row.type == "share" for row in of_it)
-            assert committed(net, i)[-1] == 41
+            assert committed(net, i)[-1] == 21
         assert heard
         check_survivors(net, 0, 1, 2)
         books = [own_ledger(net, i) for i in range(3)]

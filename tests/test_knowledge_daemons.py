@@ -35,9 +35,11 @@ pytestmark = pytest.mark.slow
 
 APART = {"topology": {"kind": "complete"}, "averaging": {"kind": "none"}}
 HUB = {"exchange": {"kind": "hub", "share_features": True}}
-N = 6
-ROLES = ("hub", "hub", "edge", "edge", "edge", "edge")
+N = 5
+ROLES = ("hub", "hub", "edge", "edge", "edge")
 ROUNDS = 3
+# What a busy machine may add to a wait.
+SLACK_S = 6.0
 # A header's length goes before it, an Ed25519 signature after it.
 SIGNED_BYTES = 2 + 64
 # Fits of the splitter take no processor, but time enough to kill a hub between them.
@@ -151,7 +153,7 @@ def test_daemons_learn_what_the_simulator_learns_and_every_edge_ends_with_its_hu
         "model": {"kind": "gkt"},
         "roles": {"hub": {"capacity": 1.0}, "edge": {}},
     }
-    rows = {"source": "sklearn:digits#0-420", "test_fraction": 0.2}
+    rows = {"source": "sklearn:digits#0-350", "test_fraction": 0.2}
     whole = decode({"run": {"rounds": ROUNDS}, "learner": {**learner, "data": rows}}, "test")
     workload = cut(whole, N, PartitionOptions(kind="iid"), roles=ROLES)
     places = [tmp_path / f"rows{i}.npz" for i in range(N)]
@@ -220,7 +222,7 @@ def test_edges_of_a_killed_hub_go_to_the_standby_within_the_deadline(tmp_path: P
         Path(tiny_splitter.__file__).read_text() + SLOW_FIT,
         data=kinds,
         keys=identities(N, 0),
-        run={"rounds": 8, "closing_rounds": 0, "deadline_s": 12.0},
+        run={"rounds": 6, "closing_rounds": 0, "deadline_s": 9.0},
         learner={"module": "learner:splitter"},
         gossip=APART,
         knowledge=HUB,
@@ -237,11 +239,11 @@ def test_edges_of_a_killed_hub_go_to_the_standby_within_the_deadline(tmp_path: P
         # It stays away; the run ends without it.
         net.finish(*(i for i in range(N) if i != victim), within_s=120)
         for i in range(2, N):
-            assert metrics(net, i)["fits"] == 8
+            assert metrics(net, i)["fits"] == 6
             # The round in which the hub died may teach nothing, and the first never does.
-            assert metrics(net, i)["taught"] >= 5
+            assert metrics(net, i)["taught"] >= 3
             longest = max(float(row["seconds"]) for row in net.rounds(i))
-            assert longest <= net.spec.run.deadline_s + 3, longest
+            assert longest <= net.spec.run.deadline_s + SLACK_S, longest
         assert all(names[standby] in chosen(net, i) for i in moved)
 
 

@@ -142,7 +142,7 @@ def demo(*flags: str, home: Path | None = None) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_one_real_liar_among_five_ruins_what_no_rule_defends_and_not_what_one_does() -> None:
-    flags = ("--peers", "5", "--rounds", "20", "--attack", "sign-flip:1", "--set", "learner.local_steps=5")
+    flags = ("--peers", "5", "--rounds", "12", "--attack", "sign-flip:1", "--set", "learner.local_steps=5")
     ruined = demo(*flags)
     assert (ruined["attack"], ruined["byzantine"], ruined["peers"]) == ("sign-flip", 1, 5)
     assert len(ruined["per_peer"]) == 4
@@ -168,7 +168,7 @@ def test_a_real_liar_about_the_protocol_stops_nobody(kind: str) -> None:
 # Six nodes, two of them attackers, that all hear each other.
 _SIX = (
     *("--peers", "6", "--rounds", "9"),
-    *("--set", "run.deadline_s=6.0"),
+    *("--set", "run.deadline_s=4.0"),
     *("--set", "gossip.topology={kind='complete'}"),
     *("--set", "gossip.averaging={kind='d-psgd'}"),
 )

@@ -169,7 +169,7 @@ def test_a_trial_may_take_longer_than_an_idle_thread_lives(
 ) -> None:
     # trio's threads end after ten idle seconds; a process started from one would die with it.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine_slow.py").write_text(_STILL.replace("return Still()", "time.sleep(6); return Still()"))
+    (tmp_path / "mine_slow.py").write_text(_STILL.replace("return Still()", "time.sleep(3); return Still()"))
     verdicts = sweep.run(sweep.trials(_scenario(tmp_path, _own("mine_slow")), (0,)), jobs=2)
     assert [verdict["metric"]["mean"] for verdict in verdicts] == [1.0, 1.0]
 
