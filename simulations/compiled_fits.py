@@ -28,11 +28,13 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 class Scratch(NamedTuple):
-    """What fits write over: z, theta, g, v: (d,).   at, y: a batch's rows and labels.   A: hidden layers.
+    """What fits write over, and x: all rows, one behind the other.
 
-    Z, P, bits, top: the last.   order: of the rows.   straight: 0, 1, ...
+    z, theta, g, v: (d,).   at, y: a batch's rows and labels.   A: hidden layers and derivatives by them.
+    Z, P, bits, top: the last, class by class.   order: of a peer's rows.   straight: 0, 1, ...
     """
 
+    x: Any
     z: Any
     theta: Any
     g: Any
@@ -82,81 +84,66 @@ def _shuffle(order: Any, epoch: int, peer: int, number: int, k0: Any, k1: Any) -
 _shuffle_c = numba.njit(**OPTIONS)(_shuffle)
 
 
-def _forward(
-    theta: Any, factor: Any, drill: Drill, rows: Rows, at: Any, A: Any, Z: Any, straight: Any
-) -> None:
-    """Fill Z, (o, b), with the logits of rows `at`.   A: hidden activations, layer after layer.
+def _forward(theta: Any, factor: Any, drill: Drill, at: Any, s: Scratch) -> Any:
+    """The mean loss of rows `at`; s.P becomes its derivative by the logits.
 
     factor: of the parameters, 1 where there are hidden layers.
     """
-    layers, places = drill.layers, drill.places
-    b, last = len(at), len(layers) - 2
-    below, those, end = rows.x, at, 0
+    layers, b, last = drill.layers, len(at), len(drill.layers) - 2
+    below, those, end = s.x, at, 0
     for layer in range(last):
-        o, k = layers[layer + 1], layers[layer]
-        W = theta[places[2 * layer] : places[2 * layer + 1]].reshape(o, k)
-        h = A[0, end : end + b * o].reshape(b, o)
-        affine(below, those, W, theta[places[2 * layer + 1] : places[2 * layer + 2]], factor, h)
-        for r in range(b):
-            one = h[r]
-            for j in range(o):
-                one[j] = max(one[j], _ZERO)
-        below, those = h, straight[:b]
+        o = layers[layer + 1]
+        h = s.A[0, end : end + b * o]
+        affine(below, layers[layer], those, theta, drill.places[2 * layer], o, factor, h, o, 1)
+        for j in range(b * o):
+            h[j] = max(h[j], _ZERO)
+        below, those = h, s.straight[:b]
         end += b * o
-    W = theta[places[2 * last] : places[2 * last + 1]].reshape(layers[last + 1], layers[last])
-    affine(below, those, W, theta[places[2 * last + 1] : places[2 * last + 2]], factor, Z.T)
+    o = layers[last + 1]
+    affine(below, layers[last], those, theta, drill.places[2 * last], o, factor, s.Z, 1, b)
+    return softmax(s.Z, s.P, s.bits, s.top, s.y, o, b)
 
 
-_forward_c = numba.njit(**OPTIONS)(_forward)
+_forward_c = numba.njit(inline="always", **OPTIONS)(_forward)
 
 
-def _backward(
-    theta: Any, out: Any, factor: Any, drill: Drill, rows: Rows, at: Any, A: Any, P: Any, straight: Any
-) -> Any:
-    """Add factor times the gradient at theta to `out`, (d,), which may be theta.  0 where all is finite then.
+def _backward(theta: Any, out: Any, factor: Any, drill: Drill, at: Any, s: Scratch) -> Any:
+    """Add factor times the gradient at theta, as `_forward` left it, to `out`, (d,), which may be theta.
 
-    P: (o, b) derivatives by the logits.   A: what `_forward` left, and room for derivatives by it.
+    0 where all of it is finite then.
     """
-    layers, places = drill.layers, drill.places
-    b, odd = len(at), _ZERO
-    end = b * layers[1:-1].sum()
-    for layer in range(len(layers) - 2, -1, -1):
-        o, k = layers[layer + 1], layers[layer]
-        first, middle, over = places[2 * layer], places[2 * layer + 1], places[2 * layer + 2]
-        into, bias = out[first:middle].reshape(o, k), out[middle:over]
-        is_last = layer == len(layers) - 2
-        dz = A[1, end : end + b * o].reshape(b, o)
-        if layer == 0:
-            if is_last:
-                return outer(P.T, rows.x, at, factor, into, bias)
-            return odd + outer(dz, rows.x, at, factor, into, bias)
+    layers, b, last, odd = drill.layers, len(at), len(drill.layers) - 2, _ZERO
+    # The derivatives by what a layer gives, and how far apart two rows and two classes are in them.
+    dz, down, across = s.P, 1, b
+    end = 0
+    for layer in range(last):
+        end += b * layers[layer + 1]
+    for layer in range(last, 0, -1):
+        o, k, first = layers[layer + 1], layers[layer], drill.places[2 * layer]
         end -= b * k
-        h, dh = A[0, end : end + b * k].reshape(b, k), A[1, end : end + b * k].reshape(b, k)
-        W = theta[first:middle].reshape(o, k)
+        h, dh = s.A[0, end : end + b * k], s.A[1, end : end + b * k]
         for r in range(b):
-            one, held = dh[r], h[r]
+            one, held = dh[r * k : (r + 1) * k], h[r * k : (r + 1) * k]
             one[:] = _ZERO
             for c in range(o):
-                p = P[c, r] if is_last else dz[r, c]
-                w = W[c]
+                p, w = dz[r * down + c * across], theta[first + c * k : first + (c + 1) * k]
                 for j in range(k):
                     one[j] += p * w[j]
             for j in range(k):
                 one[j] = one[j] if held[j] > _ZERO else _ZERO
-        if is_last:
-            odd += outer(P.T, h, straight[:b], factor, into, bias)
-        else:
-            odd += outer(dz, h, straight[:b], factor, into, bias)
-    return odd
+        odd += outer(dz, down, across, h, k, s.straight[:b], factor, out, first, o)
+        dz, down, across = dh, k, 1
+    return odd + outer(dz, down, across, s.x, layers[0], at, factor, out, drill.places[0], layers[1])
 
 
-_backward_c = numba.njit(**OPTIONS)(_backward)
+_backward_c = numba.njit(inline="always", **OPTIONS)(_backward)
 
 
 def _scratch(d: int, drill: Drill, rows: Rows) -> Scratch:
     """Room for the fits of peers whose models have d parameters."""
     o, most = drill.layers[-1], min(drill.batch_size, rows.table.shape[1])
     return Scratch(
+        rows.x.reshape(rows.x.size),
         np.empty(d, np.float32),
         np.empty(d, np.float32),
         np.empty(d, np.float32),
@@ -181,7 +168,7 @@ def _is_single(steps: int, drill: Drill) -> bool:
     return bool(steps == 1 and len(drill.layers) == 2 and drill.decay == _ZERO)
 
 
-_is_single_c = numba.njit(**OPTIONS)(_is_single)
+_is_single_c = numba.njit(inline="always", **OPTIONS)(_is_single)
 
 
 def _learn(
@@ -198,9 +185,9 @@ def _learn(
     s: Scratch,
 ) -> Any:
     """The mean loss of a fit of peer i from z = factor me; NaN where it diverged.  `add` adds the rest."""
-    o, d, count = drill.layers[-1], len(me), rows.counts[i]
-    b = min(drill.batch_size, count)
-    at, Z, P = s.at[:b], s.Z[: b * o].reshape(o, b), s.P[: b * o].reshape(o, b)
+    d, count = len(me), rows.counts[i]
+    at = s.at[: min(drill.batch_size, count)]
+    b = len(at)
     z, theta, g, v, order = s.z, s.theta, s.g, s.v, s.order
     is_single = _is_single_c(steps, drill)
     is_plain = drill.decay == _ZERO and (drill.momentum == _ZERO or steps == 1)
@@ -224,15 +211,13 @@ def _learn(
             s.y[r] = rows.y[at[r]]
             drawn += 1
         if is_single:
-            _forward_c(me, factor, drill, rows, at, s.A, Z, s.straight)
-            return softmax(Z, P, s.bits[: b * o], s.top, s.y)
-        _forward_c(theta, _ONE, drill, rows, at, s.A, Z, s.straight)
-        loss += softmax(Z, P, s.bits[: b * o], s.top, s.y)
+            return _forward_c(me, factor, drill, at, s)
+        loss += _forward_c(theta, _ONE, drill, at, s)
         if is_plain:
-            odd = _backward_c(theta, theta, -rate, drill, rows, at, s.A, P, s.straight)
+            odd = _backward_c(theta, theta, -rate, drill, at, s)
             continue
         g[:] = _ZERO
-        _backward_c(theta, g, _ONE, drill, rows, at, s.A, P, s.straight)
+        _backward_c(theta, g, _ONE, drill, at, s)
         for j in range(d):
             v[j] = drill.momentum * v[j] + g[j] + drill.decay * theta[j]
             theta[j] -= rate * v[j]
@@ -242,7 +227,7 @@ def _learn(
     return loss / max(steps, 1) if odd == _ZERO else np.nan
 
 
-learn = numba.njit(**OPTIONS)(_learn)
+learn = numba.njit(inline="always", **OPTIONS)(_learn)
 
 
 def _add(out: Any, gain: Any, i: int, steps: int, drill: Drill, rows: Rows, rate: Any, s: Scratch) -> bool:
@@ -254,10 +239,8 @@ def _add(out: Any, gain: Any, i: int, steps: int, drill: Drill, rows: Rows, rate
         for j in range(len(out)):
             out[j] += gain * (s.theta[j] - s.z[j])
         return True
-    b, o = min(drill.batch_size, rows.counts[i]), drill.layers[-1]
-    P = s.P[: b * o].reshape(o, b)
-    odd = _backward_c(out, out, -(gain * rate), drill, rows, s.at[:b], s.A, P, s.straight)
-    return bool(odd == _ZERO)
+    at = s.at[: min(drill.batch_size, rows.counts[i])]
+    return bool(_backward_c(out, out, -(gain * rate), drill, at, s) == _ZERO)
 
 
-add = numba.njit(**OPTIONS)(_add)
+add = numba.njit(inline="always", **OPTIONS)(_add)

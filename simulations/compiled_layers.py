@@ -63,19 +63,23 @@ def _exponential(z: Any, bits: Any, out: Any) -> None:
 exponential = numba.njit(**OPTIONS)(_exponential)
 
 
-def _affine(x: Any, at: Any, W: Any, bias: Any, factor: Any, out: Any) -> None:
-    """Fill `out` with factor (a W' + bias), a being rows `at` of x.
+def _affine(
+    x: Any, k: int, at: Any, theta: Any, first: int, o: int, factor: Any, out: Any, down: int, across: int
+) -> None:
+    """Let out[r down + c across] be factor (a W' + bias)[r, c] of rows a = `at` of x.
 
-    x: (., k).   at: (b,).   W: (o, k).   out: (b, o), of any layout.
+    x: (. k,), rows of k behind each other.   at: (b,).   W: (o, k) from theta[first] on, then bias, (o,).
     """
-    b, (o, k) = len(at), W.shape
+    b = len(at)
     # Two rows by five classes are seven loads for ten products; of an odd batch the last row comes twice.
     for r in range(0, b, 2):
         q = min(r + 1, b - 1)
-        one, two = x[at[r]], x[at[q]]
+        one, two = x[at[r] * k : at[r] * k + k], x[at[q] * k : at[q] * k + k]
         c = 0
         while c + 5 <= o:
-            w0, w1, w2, w3, w4 = W[c], W[c + 1], W[c + 2], W[c + 3], W[c + 4]
+            w = first + c * k
+            w0, w1, w2 = theta[w : w + k], theta[w + k : w + 2 * k], theta[w + 2 * k : w + 3 * k]
+            w3, w4 = theta[w + 3 * k : w + 4 * k], theta[w + 4 * k : w + 5 * k]
             s0, s1, s2, s3, s4 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
             t0, t1, t2, t3, t4 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
             for f in range(k):
@@ -90,43 +94,52 @@ def _affine(x: Any, at: Any, W: Any, bias: Any, factor: Any, out: Any) -> None:
                 t2 += v * w2[f]
                 t3 += v * w3[f]
                 t4 += v * w4[f]
-            out[r, c], out[r, c + 1], out[r, c + 2], out[r, c + 3], out[r, c + 4] = s0, s1, s2, s3, s4
-            out[q, c], out[q, c + 1], out[q, c + 2], out[q, c + 3], out[q, c + 4] = t0, t1, t2, t3, t4
+            y = r * down + c * across
+            out[y], out[y + across], out[y + 2 * across] = s0, s1, s2
+            out[y + 3 * across], out[y + 4 * across] = s3, s4
+            y = q * down + c * across
+            out[y], out[y + across], out[y + 2 * across] = t0, t1, t2
+            out[y + 3 * across], out[y + 4 * across] = t3, t4
             c += 5
         while c < o:
-            w, s, t = W[c], _ZERO, _ZERO
+            w0, s0, t0 = theta[first + c * k : first + (c + 1) * k], _ZERO, _ZERO
             for f in range(k):
-                s += one[f] * w[f]
-                t += two[f] * w[f]
-            out[r, c], out[q, c] = s, t
+                s0 += one[f] * w0[f]
+                t0 += two[f] * w0[f]
+            out[r * down + c * across], out[q * down + c * across] = s0, t0
             c += 1
     for c in range(o):
-        beta = bias[c]
+        beta = theta[first + o * k + c]
         for r in range(b):
-            out[r, c] = factor * (out[r, c] + beta)
+            out[r * down + c * across] = factor * (out[r * down + c * across] + beta)
 
 
 affine = numba.njit(**OPTIONS)(_affine)
 
 
-def _outer(dz: Any, x: Any, at: Any, factor: Any, W: Any, bias: Any) -> Any:
-    """Add factor dz' a to W and factor 1' dz to bias, a being rows `at` of x.  0 where all are finite then.
+def _outer(
+    dz: Any, down: int, across: int, x: Any, k: int, at: Any, factor: Any, theta: Any, first: int, o: int
+) -> Any:
+    """Add factor dz' a to W and factor 1' dz to its bias, a being rows `at` of x.  0: all is finite.
 
-    dz: (b, o), of any layout.   x: (., k).   at: (b,).   W: (o, k).   bias: (o,).
+    dz: (b, o) as out of `affine`; theta, x, at as there.
     """
-    b, (o, k) = len(at), W.shape
+    b, last = len(at), first + o * k
     # A sum of zeros, unless something is infinite or NaN.
     r, odd = 0, _ZERO
     while r + 8 <= b:
-        a0, a1, a2, a3 = x[at[r]], x[at[r + 1]], x[at[r + 2]], x[at[r + 3]]
-        a4, a5, a6, a7 = x[at[r + 4]], x[at[r + 5]], x[at[r + 6]], x[at[r + 7]]
+        a0, a1 = x[at[r] * k : at[r] * k + k], x[at[r + 1] * k : at[r + 1] * k + k]
+        a2, a3 = x[at[r + 2] * k : at[r + 2] * k + k], x[at[r + 3] * k : at[r + 3] * k + k]
+        a4, a5 = x[at[r + 4] * k : at[r + 4] * k + k], x[at[r + 5] * k : at[r + 5] * k + k]
+        a6, a7 = x[at[r + 6] * k : at[r + 6] * k + k], x[at[r + 7] * k : at[r + 7] * k + k]
         for c in range(o):
-            p0, p1, p2, p3 = dz[r, c], dz[r + 1, c], dz[r + 2, c], dz[r + 3, c]
-            p4, p5, p6, p7 = dz[r + 4, c], dz[r + 5, c], dz[r + 6, c], dz[r + 7, c]
-            bias[c] += factor * (p0 + p1 + p2 + p3 + p4 + p5 + p6 + p7)
-            p0, p1, p2, p3 = factor * p0, factor * p1, factor * p2, factor * p3
-            p4, p5, p6, p7 = factor * p4, factor * p5, factor * p6, factor * p7
-            w = W[c]
+            y = r * down + c * across
+            p0, p1 = factor * dz[y], factor * dz[y + down]
+            p2, p3 = factor * dz[y + 2 * down], factor * dz[y + 3 * down]
+            p4, p5 = factor * dz[y + 4 * down], factor * dz[y + 5 * down]
+            p6, p7 = factor * dz[y + 6 * down], factor * dz[y + 7 * down]
+            theta[last + c] += p0 + p1 + p2 + p3 + p4 + p5 + p6 + p7
+            w = theta[first + c * k : first + (c + 1) * k]
             for f in range(k):
                 v = (
                     w[f] + p0 * a0[f] + p1 * a1[f] + p2 * a2[f] + p3 * a3[f]
@@ -136,65 +149,67 @@ def _outer(dz: Any, x: Any, at: Any, factor: Any, W: Any, bias: Any) -> Any:
                 odd += v * _ZERO
         r += 8
     if r + 4 <= b:
-        a0, a1, a2, a3 = x[at[r]], x[at[r + 1]], x[at[r + 2]], x[at[r + 3]]
+        a0, a1 = x[at[r] * k : at[r] * k + k], x[at[r + 1] * k : at[r + 1] * k + k]
+        a2, a3 = x[at[r + 2] * k : at[r + 2] * k + k], x[at[r + 3] * k : at[r + 3] * k + k]
         for c in range(o):
-            p0, p1, p2, p3 = dz[r, c], dz[r + 1, c], dz[r + 2, c], dz[r + 3, c]
-            bias[c] += factor * (p0 + p1 + p2 + p3)
-            p0, p1, p2, p3 = factor * p0, factor * p1, factor * p2, factor * p3
-            w = W[c]
+            y = r * down + c * across
+            p0, p1 = factor * dz[y], factor * dz[y + down]
+            p2, p3 = factor * dz[y + 2 * down], factor * dz[y + 3 * down]
+            theta[last + c] += p0 + p1 + p2 + p3
+            w = theta[first + c * k : first + (c + 1) * k]
             for f in range(k):
                 v = w[f] + p0 * a0[f] + p1 * a1[f] + p2 * a2[f] + p3 * a3[f]
                 w[f] = v
                 odd += v * _ZERO
         r += 4
     while r < b:
-        one = x[at[r]]
+        a0 = x[at[r] * k : at[r] * k + k]
         for c in range(o):
-            p, w = factor * dz[r, c], W[c]
-            bias[c] += p
+            p0 = factor * dz[r * down + c * across]
+            theta[last + c] += p0
+            w = theta[first + c * k : first + (c + 1) * k]
             for f in range(k):
-                v = w[f] + p * one[f]
+                v = w[f] + p0 * a0[f]
                 w[f] = v
                 odd += v * _ZERO
         r += 1
     for c in range(o):
-        odd += bias[c] * _ZERO
+        odd += theta[last + c] * _ZERO
     return odd
 
 
 outer = numba.njit(**OPTIONS)(_outer)
 
 
-def _softmax(Z: Any, P: Any, bits: Any, top: Any, y: Any) -> Any:
-    """The mean loss of logits Z, (o, b), overwritten; P becomes its derivative by them, (o, b)."""
-    o, b = Z.shape
+def _softmax(Z: Any, P: Any, bits: Any, top: Any, y: Any, o: int, b: int) -> Any:
+    """The mean loss of logits Z, (o b,) class by class, overwritten; P becomes its derivative by them."""
     inverse = np.float32(1.0 / b)
     if o == 1:
         loss = 0.0
         for r in range(b):
-            z = Z[0, r]
+            z = Z[r]
             tail = np.exp(-abs(z))
             loss += max(z, _ZERO) - z * y[r] + np.log1p(tail)
             one = _ONE / (_ONE + tail)
-            P[0, r] = ((one if z >= 0 else _ONE - one) - y[r]) * inverse
+            P[r] = ((one if z >= 0 else _ONE - one) - y[r]) * inverse
         return loss / b
     for r in range(b):
-        top[r] = Z[0, r]
+        top[r] = Z[r]
     for c in range(1, o):
-        z = Z[c]
+        row = Z[c * b : (c + 1) * b]
         for r in range(b):
-            top[r] = max(top[r], z[r])
+            top[r] = max(top[r], row[r])
     for c in range(o):
-        z = Z[c]
+        row = Z[c * b : (c + 1) * b]
         for r in range(b):
-            z[r] -= top[r]
-    exponential(Z.reshape(o * b), bits, P.reshape(o * b))
+            row[r] -= top[r]
+    exponential(Z[: o * b], bits, P)
     for r in range(b):
-        top[r] = P[0, r]
+        top[r] = P[r]
     for c in range(1, o):
-        p = P[c]
+        row = P[c * b : (c + 1) * b]
         for r in range(b):
-            top[r] += p[r]
+            top[r] += row[r]
     product, loss = 1.0, 0.0
     for r in range(b):
         product *= top[r]
@@ -203,12 +218,12 @@ def _softmax(Z: Any, P: Any, bits: Any, top: Any, y: Any) -> Any:
             product = 1.0
         top[r] = inverse / top[r]
     for c in range(o):
-        p = P[c]
+        row = P[c * b : (c + 1) * b]
         for r in range(b):
-            p[r] *= top[r]
+            row[r] *= top[r]
     for r in range(b):
-        loss -= Z[y[r], r]
-        P[y[r], r] -= inverse
+        loss -= Z[y[r] * b + r]
+        P[y[r] * b + r] -= inverse
     return (loss + np.log(product)) / b
 
 

@@ -57,7 +57,8 @@ def _push(
         after = x
         if loss == loss:
             after = s.g
-            after[:] = x
+            for j in range(d):
+                after[j] = x[j]
             gain = np.float32(min(nominal[i], 2.0 * mine))
             if not add(after, gain, i, steps, drill, rows, rates[t], s):
                 after, loss = x, np.nan
@@ -72,7 +73,8 @@ def _push(
                 x[j] = share[j]
             share_w[place] = mine
         else:
-            x[:] = after
+            for j in range(d):
+                x[j] = after[j]
             if place >= 0:
                 shares[place, :] = np.float32(0)
                 share_w[place] = 0.0
