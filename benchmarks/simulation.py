@@ -2,11 +2,14 @@
 
     python benchmarks/simulation.py                       1,000 and 100,000 peers; about a minute
     python benchmarks/simulation.py --peers 1048576       2^20 peers: 6 GB
+    python benchmarks/simulation.py --rivals              beside gossipy and Flower, too: two minutes more
+    python benchmarks/simulation.py --shards 1048576      over Ray beside one process, too: 14 GB
 
 The floor of a row is the time of y = a x + z over as many float32 as the population has parameters, with as
-many threads: what any round that reads two models and writes one has to wait for.  Times are medians
-by the clock; the multiple of the floor is one of processor time, which other programs disturb less.  Bytes a
-peer are what the process grew by.
+many threads: what any round that reads two models and writes one has to wait for.  Times are medians by the
+clock; peers/cpu-s are peer-rounds a second of processor time, which other programs disturb less, and so is
+the multiple of the floor.  Bytes a peer are what the process grew by.  A peer-round without a common clock
+is a tick; it has no floor, because shares lie in no order.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import argparse
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,9 +93,29 @@ def row(name: str, peers: int, threads: int, *settings: str) -> None:
     # A period of the one-peer graph, because near neighbours are in the cache and far ones are not.
     once, spent = typical(fleet.step, max(5, (peers - 1).bit_length()))
     del fleet
-    least = floor_s(peers, d, gang)
+    floor = f"{spent / floor_s(peers, d, gang):.2f}"
+    line(name, peers, d, once, peers / once, peers / spent, floor, grown)
+
+
+def asynchronous(peers: int, threads: int) -> None:
+    """Time rounds of a population whose peers have clocks of their own, and print its line."""
+    before = resident()
+    settings = ["run.closing_rounds=0", f"simulation.threads={threads}"]
+    population, _ = mustered(load("asynchronous", peers=peers, rounds=10_000, settings=settings))
+    for _ in range(3):
+        population.step()
+    grown, done = (resident() - before) / peers, population.peer_rounds
+    once, spent = typical(population.step, 5)
+    done = (population.peer_rounds - done) // 6
+    line("logistic, 1 step, asynchronous", peers, 650, once, done / once, done / spent, "", grown)
+
+
+def line(
+    name: str, peers: int, d: int, once: float, wall: float, cpu: float, floor: str, grown: float
+) -> None:
+    """Print one."""
     print(
-        f"{name:<34} {peers:>9,} {d:>6} {once * 1e3:>10.2f} {peers / once:>12,.0f} {spent / least:>7.2f}"
+        f"{name:<34} {peers:>9,} {d:>6} {once * 1e3:>10.2f} {wall:>12,.0f} {cpu:>12,.0f} {floor:>7}"
         f" {grown:>9,.0f}",
         flush=True,
     )
@@ -101,16 +126,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=int, nargs="*", default=[1000, 100_000])
     parser.add_argument("--threads", type=int, default=own_threads())
+    parser.add_argument("--rivals", action="store_true", help="beside gossipy and Flower as well")
+    parser.add_argument("--shards", type=int, default=0, help="so many peers over Ray as well")
     chosen = parser.parse_args()
     print(f"{chosen.threads} threads, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<34} {'peers':>9} {'d':>6} {'ms':>10} {'peers/s':>12} {'x floor':>7} {'B a peer':>9}")
+    print(
+        f"{'':<34} {'peers':>9} {'d':>6} {'ms':>10} {'peers/s':>12} {'peers/cpu-s':>12} {'x floor':>7}"
+        f" {'B a peer':>9}"
+    )
     for peers in chosen.peers:
         row("logistic, 1 step, 1-peer exp", peers, chosen.threads)
+        asynchronous(peers, chosen.threads)
         row("mixing alone, 1-peer exp", peers, chosen.threads, *MIXING)
         if peers <= 200_000:
             row("mixing alone, exponential", peers, chosen.threads, STATIC, *MIXING)
             row("mixing alone, 4-regular (edges)", peers, chosen.threads, RANDOM, *MIXING)
             row("MLP 64-32-10, 1 step, 1-peer exp", peers, chosen.threads, MLP)
+    here = Path(__file__).parent
+    commands = [[sys.executable, str(here / "shards.py"), str(chosen.shards)]] if chosen.shards else []
+    if chosen.rivals:
+        commands += [[str(here / "with_gossipy.sh")], [str(here / "with_flower.sh")]]
+    for command in commands:
+        print(f"\n{' '.join(Path(word).name for word in command[-2:])}", flush=True)
+        subprocess.run(command, check=False)
 
 
 if __name__ == "__main__":

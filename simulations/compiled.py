@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.learn.philox import key_of
 
-from .compiled_fits import OPTIONS, learn, scratch
+from .compiled_fits import OPTIONS, add, learn, scratch
 from .kernels import Drill, Links, Rows
 
 __all__ = ["Compiled"]
@@ -78,11 +78,10 @@ def _advance(
         loss = learn(X[i], scale[i], i, drill.steps, drill, rows, rate, number, k0, k1, s)
         out = Y[i]
         _mix_c(X, i, links, out)
+        if loss == loss and not add(out, gain[i], i, drill.steps, drill, rows, rate, s):
+            _mix_c(X, i, links, out)
+            loss = np.nan
         losses[i] = loss
-        if loss == loss:
-            more = gain[i]
-            for j in range(len(out)):
-                out[j] += more * (s.theta[j] - s.z[j])
 
 
 _advance_c = numba.njit(**OPTIONS)(_advance)

@@ -12,7 +12,7 @@ from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.learn.philox import key_of
 from p2pfl.trust.screening import MIN_WEIGHT
 
-from .compiled_fits import OPTIONS, learn, scratch
+from .compiled_fits import OPTIONS, add, learn, scratch
 from .kernels import Drill, Rows
 from .slots import Batch
 
@@ -43,11 +43,10 @@ def _push(
     for t in range(lo, hi):
         i, steps = batch.peers[t], batch.steps[t]
         x, mine = X[i], w[i]
-        loss = 0.0
+        loss = np.nan
         if steps > 0:
             scale = np.float32(1 / mine)
             loss = learn(x, scale, i, steps, drill, rows, rates[t], batch.numbers[t], k0, k1, s)
-            losses[t] = loss
         for e in range(batch.first[t], batch.first[t + 1]):
             place = batch.places[e]
             share = shares[place]
@@ -55,21 +54,29 @@ def _push(
                 x[j] += share[j]
             mine += share_w[place]
             share_w[place] = 0.0
-        if steps > 0 and loss == loss:
-            gain = np.float32(min(nominal[i], 2.0 * mine))
+        after = x
+        if loss == loss:
+            after = s.g
             for j in range(d):
-                x[j] += gain * (s.theta[j] - s.z[j])
-        if batch.out[t] >= 0:
-            place = batch.out[t]
+                after[j] = x[j]
+            gain = np.float32(min(nominal[i], 2.0 * mine))
+            if not add(after, gain, i, steps, drill, rows, rates[t], s):
+                after, loss = x, np.nan
+        if steps > 0:
+            losses[t] = loss
+        place = batch.out[t]
+        if place >= 0 and mine / 2 >= _LEAST:
+            mine /= 2
             share = shares[place]
-            if mine / 2 >= _LEAST:
-                mine /= 2
-                for j in range(d):
-                    x[j] *= half
-                    share[j] = x[j]
-                share_w[place] = mine
-            else:
-                share[:] = np.float32(0)
+            for j in range(d):
+                share[j] = half * after[j]
+                x[j] = share[j]
+            share_w[place] = mine
+        else:
+            for j in range(d):
+                x[j] = after[j]
+            if place >= 0:
+                shares[place, :] = np.float32(0)
                 share_w[place] = 0.0
         w[i] = mine
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from . import verdict
 from .asynchronous import push_gossip
 from .fleet import Fleet, nominal, own_matrix
 from .holdings import holdings
-from .kernels import drill, load
+from .kernels import aligned, drill, load
 from .lazy import Pool
 from .pace import pace
 from .push_gossip import PushGossip
@@ -123,6 +124,7 @@ def mustered(
     """
     spec, options = scenario.spec, scenario.simulation
     whole = data.load(spec.learner.data.source, spec.learner.data, spec.run.seed)
+    whole = replace(whole, x_train=aligned(whole.x_train))
     workload = Workload(factory=resolve(spec.learner), datasets=(whole,), sources=("",), pooled=whole)
     learner = build(workload.factory, workload.site(0, spec))
     course = learner.course() if isinstance(learner, NumpyLearner) else None

@@ -22,10 +22,12 @@ from p2pfl.gossip.mixing import Floats, Vectors
 from p2pfl.learn.descent import Course
 from p2pfl.learn.perceptron import layer_schema
 
-__all__ = ["Device", "Drill", "Kernels", "Links", "Rows", "drill", "links", "load", "no_links"]
+__all__ = ["Device", "Drill", "Kernels", "Links", "Rows", "aligned", "drill", "links", "load", "no_links"]
 
 Numbers = NDArray[np.int32]
 Device = Literal["cpu", "cuda"]
+# Bytes of a cache line of nearly every processor.
+_LINE = 64
 
 
 class Drill(NamedTuple):
@@ -154,6 +156,18 @@ def links(
 def no_links() -> Links:
     """Everybody keeps everything."""
     return links()
+
+
+def aligned(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy of rows that begins at a cache line, so that few vectors lie in two where rows are whole lines.
+
+    numpy's begin at 16 bytes, which took a tenth more of a round at 784 columns.
+    """
+    room = np.empty(x.nbytes + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    found: NDArray[np.float32] = room[start : start + x.nbytes].view(np.float32).reshape(x.shape)
+    found[:] = x
+    return found
 
 
 def load(say: Callable[[str], None] = lambda _: None, device: Device = "cpu") -> Kernels:

@@ -16,8 +16,9 @@ learning, whose peers merge, learn and push on clocks of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,10 +40,12 @@ from .slots import Batch, Course, Schedule
 
 __all__ = ["PushGossip", "Pushes", "expected_places"]
 
-# Ticks that are scheduled at a time: enough to be worth a call, and 2 MB of columns.
-_TICKS = 2**16
-# Ticks of a slot from which threads share them; a call takes some tens of microseconds, a tick two or three.
-_SHARED = 512
+# Ticks that are scheduled at a time: enough to be worth a call, and few enough for the next ones to be
+# scheduled while these are carried out.
+_TICKS = 2**14
+# Parameters of all ticks of a slot from which threads share them: handing on takes some tens of microseconds,
+# a tick four with 650 parameters and 28 with 7,850.  At a quarter of it two threads were slower than one.
+_SHARED = 2**18
 # Peers of a block in sums that depend on the blocks.
 _BLOCK = 4096
 # What a peer's clock, weights, loss and rows' numbers, and what a share's weight and chain take.
@@ -153,9 +156,7 @@ class PushGossip:
         """A round's time.  Raises LearnerError when every fit that ends in it fails."""
         number, stage = self.round, self.schedule.stage(self.round)
         before = self.ticks, self.events, self.lost
-        losses: list[NDArray[np.float32]] = []
-        while (batch := self._timetable.until(self._ends_at(number + 1), _TICKS)) is not None:
-            losses.append(self._carry_out(batch))
+        losses = [self._carry_out(batch) for batch in self._batches(self._ends_at(number + 1))]
         self.round += 1
         self.per_round.append(
             {
@@ -171,7 +172,7 @@ class PushGossip:
 
     def finish(self) -> None:
         """Everybody takes in what has come, and what was under way."""
-        while (batch := self._timetable.until(1 << 62, _TICKS)) is not None:
+        for batch in self._batches(1 << 62):
             self._carry_out(batch)
         peers, places = self._timetable.waiting()
         for peer, place in zip(peers.tolist(), places.tolist(), strict=True):
@@ -257,6 +258,21 @@ class PushGossip:
             return clock.trained * number // max(1, rounds)
         return clock.trained + (number - rounds) * clock.closing
 
+    def _batches(self, end: int) -> Iterator[Batch]:
+        """What happens before `end`.  Several threads schedule the next batch while one is carried out,
+
+        which is safe because a schedule knows no tensor.
+        """
+        if self.gang.threads == 1:
+            while (batch := self._timetable.until(end, _TICKS)) is not None:
+                yield batch
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            found = ahead.submit(self._timetable.until, end, _TICKS)
+            while (batch := found.result()) is not None:
+                found = ahead.submit(self._timetable.until, end, _TICKS)
+                yield batch
+
     def _carry_out(self, batch: Batch) -> NDArray[np.float32]:
         """Let a batch happen.  Returns the losses of its fits, NaN of those that diverged."""
         self._make_room()
@@ -266,15 +282,15 @@ class PushGossip:
         of_slot = np.array([options.lr * rate_factor(options, p) for p in progress], np.float32)
         rates = np.repeat(of_slot, np.diff(batch.slots))
 
-        def push(lo: int, hi: int, first: int = 0) -> None:
+        def push(lo: int, hi: int) -> None:
             self._pushes.push(
                 self.held,
                 self.w,
                 self.shares,
                 self.share_w,
                 batch,
-                first + lo,
-                first + hi,
+                lo,
+                hi,
                 rates,
                 self.nominal,
                 self._drill,
@@ -283,9 +299,12 @@ class PushGossip:
                 losses,
             )
 
-        if self.gang.threads > 1 and len(batch.peers) >= _SHARED * (len(batch.slots) - 1):
-            for start, end in zip(batch.slots[:-1].tolist(), batch.slots[1:].tolist(), strict=True):
-                self.gang.each(end - start, partial(push, first=start))
+        threads = self.gang.threads
+        if threads > 1 and len(batch.peers) * self.d >= _SHARED * (len(batch.slots) - 1):
+            with ThreadPoolExecutor(threads) as pool:
+                for start, end in pairwise(batch.slots.tolist()):
+                    bounds = np.linspace(start, end, threads + 1).astype(np.int64).tolist()
+                    list(pool.map(push, bounds[:-1], bounds[1:]))
         else:
             push(0, len(batch.peers))
         self.ticks += len(batch.peers)

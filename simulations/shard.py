@@ -22,7 +22,7 @@ from p2pfl.gossip.mixing import Floats, Indices, Vectors
 from p2pfl.learn import partition
 
 from .halo import turned
-from .kernels import Drill, Links, Numbers, Rows, load, no_links
+from .kernels import Drill, Links, Numbers, Rows, aligned, load, no_links
 from .matrix import BLOCK, Gang
 from .memory import refuse_if_beyond
 
@@ -106,7 +106,7 @@ class Shard:
         self._table[r:], self._counts[r:], self._ids[r:] = table, counts, ids
         # Copies of what came, which may be another process's memory that cannot be written: compiled kernels
         # are made for arrays that can.
-        self._x, self._y = np.array(order.x), np.array(order.y)
+        self._x, self._y = aligned(order.x), np.array(order.y)
         self._drill = order.drill._replace(
             layers=np.array(order.drill.layers), places=np.array(order.drill.places)
         )

@@ -12,7 +12,7 @@ from fleets import TOPOLOGIES, UNEVEN, agreement, blobs, exact, fleet, matrix_of
 
 from p2pfl.learn.options import PartitionOptions
 from p2pfl.learn.philox import BATCHES, shuffled, words
-from p2pfl.simulations import compiled_fits, kernels
+from p2pfl.simulations import compiled_fits, compiled_layers, kernels
 from p2pfl.simulations.compiled import Compiled
 from p2pfl.simulations.fleet import Fleet
 from p2pfl.simulations.plain import Plain, orders
@@ -108,6 +108,17 @@ def test_a_compiled_fit_that_diverges_is_found() -> None:
     assert np.isfinite(population.models(np.arange(4))).all()
 
 
+def test_a_single_step_to_infinity_is_left_out() -> None:
+    dataset = blobs()
+    dataset.x_train[:3] = 1e30
+    learner = {"local_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e20, "momentum": 0.0}}
+    spec = agreement(8, run={"rounds": 1, "closing_rounds": 0}, learner=learner)
+    ours, theirs = (ran(fleet(8, spec, one, dataset=dataset)) for one in (Compiled(), Plain()))
+    assert 0 < ours.faults.sum() < 8
+    assert ours.faults.tolist() == theirs.faults.tolist()
+    assert np.isfinite(ours.models(np.arange(8))).all()
+
+
 def test_batches_are_shuffled_as_philox_says() -> None:
     order = np.zeros(11, np.int64)
     k0, k1 = np.uint64(5), np.uint64(0)
@@ -135,6 +146,6 @@ def test_the_exponential_is_exact_to_float32() -> None:
     z = -np.random.default_rng(0).exponential(5, size=4096).astype(np.float32)
     z[:3] = 0, -87, -500
     out = np.empty_like(z)
-    compiled_fits._exponential_c(z, np.empty(len(z), np.int32), out)
+    compiled_layers.exponential(z, np.empty(len(z), np.int32), out)
     expected = np.exp(np.maximum(z, -87).astype(np.float64))
     np.testing.assert_allclose(out, expected, rtol=2e-7, atol=1e-40)
