@@ -131,7 +131,7 @@ def test_no_name_becomes_markup(kept: Sequence[dict[str, Any]]) -> None:
     events = _events(kept, _HOSTILE)
     text = report.page(events, _HOSTILE)
     page = _Page(text)
-    assert len(page.named("script")) == 6
+    assert len(page.named("script")) == 7
     assert page.named("title")[0][1] == _HOSTILE
     [data] = [text for attributes, text in page.named("script") if attributes.get("id") == "events"]
     assert json.loads(data) == events
