@@ -98,7 +98,8 @@ class Neighbours:
         one = self[peer]
         one.late = False
         one.seen_at = now
-        one.round = max(one.round, round_)
+        if round_ > one.round:
+            one.round = round_
 
     def is_awaited(self, peer: PeerId, *, patiently: bool = False) -> bool:
         """Whether a round waits for it: connected, or not yet met since we started; and not late.

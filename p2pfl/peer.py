@@ -113,6 +113,10 @@ class Peer:
                 self._start(event)
             case _ if state.phase is Phase.IDLE:
                 pass  # a driver that has not started its peer has nothing to tell it
+            case Received():
+                reception.received(state, event)
+            case Offered():
+                reception.offered(state, event)
             case Trained() if state.phase is Phase.RUNNING and event.round == state.round:
                 if state.trained is None:
                     state.trained = checked(event, len(state.mass.model))
@@ -122,10 +126,6 @@ class Peer:
                 self._evaluated(event)
             case Validated():
                 take_losses(state, event)
-            case Offered():
-                reception.offered(state, event)
-            case Received():
-                reception.received(state, event)
             case Faulted():
                 reception.failed(state, event)
             case Connected():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from p2pfl.errors import RemoteError
 from p2pfl.events import Event, Faulted, Header, Kind, Message, Offered, Received
+from p2pfl.ids import PeerId
 from p2pfl.net import messages
 from p2pfl.trust.envelope import signer_of, verify_signed
 
@@ -60,38 +61,23 @@ class Post:
         if not session:
             return
         header, body = message.header, message.body
-        is_offer = isinstance(body, np.ndarray)
+        inline = False
         if isinstance(body, np.ndarray):
+            inline = header.size <= self._inline_bytes
             if header.kind is not Kind.SHARE:
                 # Of what the latest replaces only the last two may still be asked for.
                 machine.offers.pop((j, header.kind, header.edge_seq - 2), None)
             machine.offers[(j, header.kind, header.edge_seq)] = body
-        frame = messages.seal(message, signer_of(machine.identity)) if self._crypto else message
-        size = len(frame) if isinstance(frame, bytes) else frame_bytes(message)
-        inline = is_offer and header.size <= self._inline_bytes
+        frame = messages.seal(message, signer_of(machine.identity)) if self._crypto else b""
+        size = len(frame) or frame_bytes(message)
         machine.bytes_sent += size + (header.size if inline else 0)
         other = self._machines[j]
-        for time in self._network.arrivals(i, j, self._now(), size):
-            self._at(time, j, partial(self._deliver, other, other.life, i, session, frame))
-
-    def _deliver(self, machine: Machine, life: int, i: int, session: int, frame: bytes | Message) -> None:
-        self._hear(machine, life, self._opened(i, frame), session, i)
-
-    def _opened(self, i: int, frame: bytes | Message) -> Event:
-        """What a frame from machine `i` is to its receiver."""
-        name = self._machines[i].name
-        if isinstance(frame, Message):
-            if isinstance(frame.body, np.ndarray):
-                return Offered(peer=name, header=frame.header)
-            return Received(peer=name, message=frame)
-        try:
-            header, body = messages.open_frame(frame, verify_signed)
-            if header.kind in messages.VECTOR_KINDS:
-                return Offered(peer=name, header=header)
-            message = Message(header=header, body=messages.decode_body(header, body))
-            return Received(peer=name, message=message, frame=frame if header.kind is Kind.STATEMENT else b"")
-        except RemoteError as error:
-            return Faulted(peer=name, reason=str(error))
+        times = self._network.arrivals(i, j, self._now(), size)
+        if not times:
+            return
+        event = _opened(machine.name, frame) if frame else _heard(machine.name, message)
+        for time in times:
+            self._at(time, j, partial(self._hear, other, other.life, event, session, i))
 
     def fetch(self, machine: Machine, j: int, header: Header) -> None:
         """Bring the body under `header` from machine `j`, or the news that it did not come."""
@@ -135,6 +121,25 @@ class Post:
             machine.index,
             partial(self._hear, machine, machine.life, event, session, j),
         )
+
+
+def _heard(name: PeerId, message: Message) -> Event:
+    """What a message from the peer `name` is to its receiver."""
+    if isinstance(message.body, np.ndarray):
+        return Offered(peer=name, header=message.header)
+    return Received(peer=name, message=message)
+
+
+def _opened(name: PeerId, frame: bytes) -> Event:
+    """What a sealed frame from the peer `name` is to its receiver."""
+    try:
+        header, body = messages.open_frame(frame, verify_signed)
+        if header.kind in messages.VECTOR_KINDS:
+            return Offered(peer=name, header=header)
+        message = Message(header=header, body=messages.decode_body(header, body))
+        return Received(peer=name, message=message, frame=frame if header.kind is Kind.STATEMENT else b"")
+    except RemoteError as error:
+        return Faulted(peer=name, reason=str(error))
 
 
 def _read_only(body: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -116,7 +116,8 @@ class World:
 
     def at(self, time: float, index: int, action: Callable[[], None]) -> None:
         """Do `action` at `time`, in the order of peer numbers among actions of one time."""
-        heapq.heappush(self._queue, (max(time, self.now), index, next(self._sequence), action))
+        time = max(self.now, time)
+        heapq.heappush(self._queue, (time, index, next(self._sequence), action))
 
     def step(self) -> bool:
         """Let the next thing happen; False when nothing is left."""
