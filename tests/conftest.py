@@ -23,15 +23,19 @@ _REAL = (
     "net",
     "node",
     "cli",
-    "simulations/test_ray.py",
-    "simulations/test_report_in_chromium.py",
-    "simulations/test_sweep.py",
     "test_daemons.py",
     "test_deploy.py",
     "test_docs.py",
     "test_knowledge_daemons.py",
     "test_mixed_run.py",
     "test_packaging.py",
+)
+# These start processes, too, but each computes and none has a deadline: one at a time beside those is enough.
+_COMPUTING = (
+    "cli/test_simulate_as_run.py",
+    "simulations/test_ray.py",
+    "simulations/test_report_in_chromium.py",
+    "simulations/test_sweep.py",
     "test_simulate_guide.py",
 )
 
@@ -45,4 +49,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 class _RealTogether(LoadScopeScheduling):  # type: ignore[misc]
     # Marks of a group do nothing under pytest 9: xdist 3.8 appends them to names that are no longer read.
     def _split_scope(self, nodeid: str) -> str:
-        return "real" if nodeid.removeprefix("tests/").startswith(_REAL) else nodeid
+        place = nodeid.removeprefix("tests/")
+        if place.startswith(_COMPUTING):
+            return "computing"
+        return "real" if place.startswith(_REAL) else nodeid
