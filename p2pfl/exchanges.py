@@ -9,7 +9,8 @@ commit.
 
 What travels here is not conserved and commits to nothing: a packet that is lost is missed for one round, and
 a peer that crashes makes its round's packets again.  So packets leave before the round's commit, of which
-they reveal nothing; whose were taken is in the audit log all the same.
+they reveal nothing; whose were taken is in the audit log all the same.  Where the fit adds noise for the sake
+of single rows (`dp-sgd`), what predictions tell of them is paid for in a commit before the first job.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pfl import hubs
+from p2pfl import hubs, releases
 from p2pfl.errors import ConfigError, LearnerError, LocalError, RemoteError
 from p2pfl.events import Header, Kind, Message, Send, Started, Trained
 from p2pfl.gossip.links import WINDOW
@@ -102,6 +103,9 @@ def begin(state: State, learner_state: bytes) -> None:
     knowing = state.knowing
     assert knowing is not None
     assert state.deadline is not None
+    if state.spec.trust.privacy.kind != "none":
+        # What this round tells of the rows is in the account before it leaves; see releases.py.
+        state.commit()
     _revise(state, knowing)
     hubs.announce(state)
     into, out = neighbours_of(state, state.round)
@@ -207,7 +211,7 @@ def _ask(state: State, knowing: Knowing) -> bool:
             number=knowing.number,
             job=job,
             parameters=knowing.theta,
-            seed=state.seed(purpose),
+            seed=releases.seed(state, purpose) if isinstance(job, Fit) else state.seed(purpose),
             progress=state.schedule.progress(state.round),
             deadline=knowing.turn_at if knowing.state.phase is Phase.A else state.deadline,
             statistics=state.pooled,

@@ -4,8 +4,9 @@ Theory of operation.  The agreement's `[trust] privacy` says who adds the noise.
 peer: how far a fit moved the model is clipped and noised as one vector, so that what is protected is a
 site's whole contribution to a round.  With `dp-sgd` it is the learner, row by row; it has said at the start
 what one fit releases (`Started.release`).  A fit is paid for when it is asked for: the account is in every
-Commit, and a Commit precedes every Send, so it never holds less than what left, whatever crashes; a fit
-that fails or is lost in a crash after a Commit was paid for nothing.
+Commit, and a Commit precedes every Send (in an exchange of knowledge, one of its own).  So it never holds
+less than what left, whatever crashes; a fit that fails, or is lost in a crash after a Commit, was paid for
+nothing.
 
 An account is of a data set, not of a run: the driver brings back what earlier runs on this disk released.
 When the next fit would exceed `max_epsilon` this site fits no more, in this run or any other on these rows.

@@ -155,10 +155,17 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 )
         if kind == "none":
             return
-        if self.trust.privacy.kind != "none":
+        is_covered = kind == "probe" and self.trust.privacy.kind == "dp-sgd"
+        if self.trust.privacy.kind != "none" and not is_covered:
             raise ValueError(
                 f"knowledge.exchange {kind!r} tells of single rows what trust.privacy"
-                f" {self.trust.privacy.kind!r} does not cover; leave one of them out"
+                f" {self.trust.privacy.kind!r} does not cover; leave one of them out, or exchange predictions"
+                ' of models that "dp-sgd" has trained: kind = "probe"'
+            )
+        if is_covered and self.knowledge.exchange["keep"] < 1:
+            raise ValueError(
+                "knowledge.exchange.keep below 1 tells how sure a model is of a site's own rows, which"
+                ' trust.privacy "dp-sgd" does not cover; leave it out'
             )
         if kind == "hub" and not self.gossip.topology.is_mutual:
             raise ValueError(

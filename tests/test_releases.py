@@ -15,6 +15,7 @@ from p2pfl.consortium import Consortium
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.events import Commit, Effect, Started, Train, Trained
 from p2pfl.learn.factory import resolve
+from p2pfl.learn.probes import digest_of, read
 from p2pfl.peer import Peer
 from p2pfl.release import Release
 from p2pfl.run import RunSpec, run_id
@@ -22,6 +23,8 @@ from p2pfl.simulations.machine import founded_by, identities
 from p2pfl.simulations.world import World
 from p2pfl.trust import privacy
 from p2pfl.trust.privacy import Account, epsilon_of, spend
+
+PROBE = {"source": "sklearn:iris#0-30", "digest": digest_of(read("sklearn:iris#0-30")), "samples": 30}
 
 
 def noisy_agreement(n: int, *, clip: float = 0.5, sigma: float = 1.0, **options: Any) -> RunSpec:
@@ -40,7 +43,8 @@ def fits(world: World, index: int) -> int:
 
 def account_on_disk(world: World, index: int) -> Account:
     disk = world.machines[index].disk
-    assert disk is not None
+    if disk is None:
+        return Account()
     return privacy.decode(disk.account) if disk.account else Account()
 
 
@@ -223,6 +227,13 @@ def test_an_account_that_cannot_be_read_starts_nothing() -> None:
         ({"gossip": {"averaging": {"kind": "push-pull"}}}, "last gradient"),
         ({"kind": "dp-sgd", "learner": {"standardise": "site"}}, "lets each row change all others"),
         ({"reputation": {"kind": "beta"}}, "measures models on a site's rows"),
+        ({"knowledge": {"exchange": {"kind": "proto"}}}, "single rows"),
+        ({"knowledge": {"exchange": {"kind": "probe"}, "probe": PROBE}}, "single rows"),
+        ({"kind": "dp-sgd", "knowledge": {"exchange": {"kind": "proxy"}}}, "single rows"),
+        (
+            {"kind": "dp-sgd", "knowledge": {"exchange": {"kind": "probe", "keep": 0.9}, "probe": PROBE}},
+            "keep below 1",
+        ),
     ],
 )
 def test_what_would_leave_beside_the_noise_is_refused(more: dict[str, Any], message: str) -> None:
@@ -253,3 +264,38 @@ def test_a_run_of_real_steps_has_spent_what_opacus_says() -> None:
         theirs.step(noise_multiplier=1.2, sample_rate=q)
     told = facts(world, 0, "round committed")[-1].fields["epsilon"]
     assert told == pytest.approx(theirs.get_epsilon(1e-5), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [None, 1, 2, 3, 5])
+def test_predictions_of_a_fit_never_leave_before_it_is_paid_for(after: int | None) -> None:
+    pytest.importorskip("opacus", reason="the extra `dp` is not installed")
+    table = {
+        "learner": {
+            "model": {"kind": "logistic"},
+            "data": {"source": "sklearn:iris#30-150"},
+            "local_steps": 2,
+            "batch_size": 16,
+        },
+        "gossip": {"topology": {"kind": "complete"}, "averaging": {"kind": "none"}},
+        "knowledge": {"exchange": {"kind": "probe"}, "probe": PROBE},
+    }
+    spec = noisy_agreement(2, kind="dp-sgd", clip=1.0, sigma=1.2, rounds=4, closing_rounds=0, **table)
+    world = tiny_world(2, spec=spec, factory=resolve(spec.learner), aims=["sklearn:iris#30-150"] * 2)
+    if after is not None:
+        # Between any two effects of its second round.
+        world.at(1.5, 0, lambda: world.crash_between(0, after))
+        world.boot_at(4.0, 0)
+    said: set[int] = set()
+    while not all(machine.finished for machine in world.machines) and world.now < 200:
+        world.step()
+        peer = world.machines[0].peer
+        if isinstance(peer, Peer) and peer.state.knowing is not None:
+            said |= {word.message.header.round for word in peer.state.knowing.words}
+        # Two steps a fit; more where a fit was lost after it was paid for.
+        assert releases(account_on_disk(world, 0)) >= 2 * len(said)
+    assert len(said) >= 3
+    assert all(machine.finished == "done" for machine in world.machines)
+    assert releases(account_on_disk(world, 1)) == 2 * 4
+    assert not facts(world, 1, "knowledge job failed")
+    assert facts(world, 1, "round committed")[-1].fields["epsilon"] > 0
