@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow
 
 APART = {"topology": {"kind": "complete"}, "averaging": {"kind": "none"}}
 HUB = {"exchange": {"kind": "hub", "share_features": True}}
-N = 5
-ROLES = ("hub", "hub", "edge", "edge", "edge")
+N = 6
+ROLES = ("hub", "hub", "edge", "edge", "edge", "edge")
 ROUNDS = 3
 # What a busy machine may add to a wait.
 SLACK_S = 6.0
