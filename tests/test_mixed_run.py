@@ -34,12 +34,12 @@ LEARNER = {
 AGREEMENT: dict[str, Any] = {
     # With a quorum of all, nobody goes far without the one that is killed.
     "run": {
-        "rounds": 14,
+        "rounds": 24,
         "members_at_start": 4,
         "deadline_s": 10.0,
         "weights": "samples",
         "quorum": 1.0,
-        "evaluate_every": 14,
+        "evaluate_every": 24,
     },
     "learner": LEARNER,
     "gossip": {"topology": {"kind": "complete"}},
@@ -79,11 +79,12 @@ def test_three_real_sites_and_five_hundred_virtual_ones_make_one_run(tmp_path: P
         front += ["--peers", str(VIRTUAL), "--partition", "iid"]
         net.start(0, 1, 2)
         net.start(FRONT, words=front)
-        net.until_round(0, 4)
+        # Killed early: a run of small models takes seconds.
+        net.until_round(0, 2)
+        net.kill(FRONT)
         # To the others it is a member as they are, with one key.
         members = net.p2pfl(0, "peers")["peers"]
         assert {member["peer_id"] for member in members} == set(net.names) - {net.names[0]}
-        net.kill(FRONT)
         net.start(FRONT, words=front)
         net.finish(0, 1, 2, FRONT, within_s=120)
 
