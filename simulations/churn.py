@@ -26,7 +26,8 @@ class ChurnOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """How many of each, at random times between `start_s` and `end_s` (None: the end of training).
 
     Each hits a random machine between two effects of its peer, and the machine is down for a time drawn from
-    `down_s`.  A restored backup is what the disk held `age_s` before.
+    `down_s`.  A restored backup is what the disk held `age_s` before.   peers: the numbers of those that may
+    be hit; empty is all.
     """
 
     crashes: int = 0
@@ -36,6 +37,7 @@ class ChurnOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     age_s: float = 5.0
     start_s: float = 1.0
     end_s: float | None = None
+    peers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.down_s
@@ -43,6 +45,8 @@ class ChurnOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError("counts of churn are 0 or more")
         if not 0 <= low <= high or self.age_s <= 0 or self.start_s < 0:
             raise ValueError("churn.down_s is [least, most], age_s more than 0 and start_s at least 0")
+        if self.peers and min(self.peers) < 0:
+            raise ValueError("churn.peers are numbers from 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ class ChurnEvent:
 
 def draw(options: ChurnOptions, machines: int, end_s: float, seed: int) -> list[ChurnEvent]:
     """The schedule for one seed, in order of time."""
+    hit = options.peers or tuple(range(machines))
     rng = np.random.default_rng([seed, _PURPOSE])
     counts: dict[_What, int] = {
         "crash": options.crashes,
@@ -70,7 +75,7 @@ def draw(options: ChurnOptions, machines: int, end_s: float, seed: int) -> list[
     events = [
         ChurnEvent(
             time=float(rng.uniform(options.start_s, max(last, options.start_s))),
-            index=int(rng.integers(machines)),
+            index=hit[int(rng.integers(len(hit)))],
             what=what,
             effects=int(rng.integers(_EFFECTS)),
             down_s=float(rng.uniform(*options.down_s)),

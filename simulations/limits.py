@@ -106,7 +106,9 @@ def _beyond_slots(spec: RunSpec, simulation: SimulationOptions) -> dict[str, boo
         "simulation.network.latency_s below a microsecond or above 4,000 s": latency[0] >= 1e-6
         and latency[1] <= _MOST_LATENCY_S,
         "simulation.network.duplication or reorder": not (network.duplication or network.reorder),
-        "simulation.churn but crashes": not (churn.lost_disks or churn.restored_backups),
+        "simulation.churn but crashes of any peer": not (
+            churn.lost_disks or churn.restored_backups or churn.peers
+        ),
         "simulation.active": not simulation.active,
     }
 

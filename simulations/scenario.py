@@ -269,6 +269,8 @@ def _decode(table: dict[str, Any], where: str, name: str) -> Scenario:
     if simulation.seeds:
         parse_seeds(simulation.seeds)
     check_roles(spec, simulation.peers, simulation.roles, where)
+    if max(simulation.churn.peers, default=0) >= simulation.peers:
+        raise ConfigError(f"{where}: simulation.churn.peers are numbers from 0 to {simulation.peers - 1}")
     false_knowledge.check(simulation.attack, spec, where)
     leakage.check(simulation.leakage, spec, simulation.engine, where)
     try:

@@ -2,8 +2,10 @@ import msgspec
 import pytest
 from worlds import agreement, tiny_world
 
+from p2pfl.errors import ConfigError
 from p2pfl.simulations import churn
 from p2pfl.simulations.churn import ChurnOptions
+from p2pfl.simulations.scenario import load
 
 
 def test_a_schedule_has_what_was_asked_for_and_follows_from_the_seed() -> None:
@@ -14,6 +16,13 @@ def test_a_schedule_has_what_was_asked_for_and_follows_from_the_seed() -> None:
     assert sorted(event.what for event in schedule) == ["crash"] * 5 + ["lost-disk"] * 2 + ["restored-backup"]
     assert all(1.0 <= event.time <= 20.0 and 1.0 <= event.down_s <= 2.0 for event in schedule)
     assert [event.time for event in schedule] == sorted(event.time for event in schedule)
+
+
+def test_only_those_who_were_named_are_hit() -> None:
+    options = ChurnOptions(crashes=20, peers=(1, 3))
+    assert {event.index for event in churn.draw(options, 5, 20.0, seed=3)} == {1, 3}
+    with pytest.raises(ConfigError, match=r"churn\.peers are numbers from 0 to 3"):
+        load("digits", settings=["simulation.churn={crashes=1, peers=[4]}"])
 
 
 def test_nonsense_is_refused() -> None:
