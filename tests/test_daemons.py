@@ -80,7 +80,7 @@ def committed(net: Daemons, i: int) -> list[int]:
 def test_nodes_that_are_killed_at_any_moment_resume_and_no_mass_is_lost(tmp_path: Path) -> None:
     rng = np.random.default_rng(20)
     # Long enough that nobody is through while the last victim starts, on a slow machine, too.
-    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 40}) as net:
+    with Daemons(tmp_path, 4, LEARNER, run={"rounds": 60}) as net:
         net.start(0, 1, 2, 3)
         victims = [1, 2, 1, 0]
         at_rounds = [2, 4, 6, 8]
@@ -97,7 +97,7 @@ def test_nodes_that_are_killed_at_any_moment_resume_and_no_mass_is_lost(tmp_path
         for i in range(4):
             # Each round once, none again, and the last one by all.
             assert committed(net, i) == sorted(set(committed(net, i)))
-            assert committed(net, i)[-1] == 41
+            assert committed(net, i)[-1] == 61
             assert not [row for row in net.events(i) if "began anew" in row["event"]]
         check_survivors(net, 0, 1, 2, 3)
         audit = net.mass()
