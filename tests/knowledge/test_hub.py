@@ -5,16 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exchanging import Site, Sites
+from hub_sites import EDGES, HUBS, D, K, N, capability, edges_of, hub_of, sites
 from poisoners import bad_answer, flipped_labels
 
-from p2pfl.ids import PeerId, RunId
 from p2pfl.knowledge import bodies
 from p2pfl.knowledge.beliefs import LOGIT_FLOOR, cross_entropy, log_softmax
 from p2pfl.knowledge.cache import without
 from p2pfl.knowledge.exchange import Heading
 from p2pfl.knowledge.hub import HubExchange
-from p2pfl.knowledge.options import ExchangeOptions
 from p2pfl.knowledge.packets import (
     Coding,
     PacketKind,
@@ -24,110 +22,11 @@ from p2pfl.knowledge.packets import (
     hub_model_bytes,
     soft_labels_bytes,
 )
-from p2pfl.knowledge.ranking import Capability, rank
-from p2pfl.knowledge.samples import sample_ids
+from p2pfl.knowledge.ranking import Capability
 from p2pfl.work import (
-    Expected,
-    Extract,
-    Extracted,
-    Fit,
-    Fitted,
-    Job,
-    Judge,
     Judged,
     Learn,
-    Learned,
-    Mix,
-    Mixed,
-    Result,
-    Samples,
 )
-
-K, D, N = 4, 6, 30
-RUN = RunId("11" * 32)
-SPLIT = b"\x05" * 32
-EXPECTED = Expected(classes=K, width=D, split=SPLIT, model=bytes([1]) * 32, model_values=5)
-HUBS = [PeerId("hub-1"), PeerId("hub-2")]
-EDGES = [PeerId(f"edge-{i}") for i in range(6)]
-
-
-class Model:
-    """An edge whose hidden values tell the class but whose head does not see it, and a hub that does."""
-
-    def __init__(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.labels = rng.integers(K, size=N)
-        self.hidden = np.hstack([np.eye(K)[self.labels], rng.normal(size=(N, D - K))]).astype(np.float32)
-        self.logits = rng.normal(size=(N, K))
-        self.ids = sample_ids(bytes([seed]) * 32, RUN, N)
-        self.is_lying = False
-        self.fit = Fit()
-        self.learn: Learn | None = None
-        self.mixed: list[Mix] = []
-        self.weights = np.full(5, seed, np.float32)
-
-    def __call__(self, job: Job) -> Result:
-        match job:
-            case Fit():
-                self.fit = job
-                return Fitted()
-            case Extract():
-                labels = (self.labels + 1) % K if self.is_lying else self.labels
-                is_held_out = np.arange(N) % 3 == 0
-                return Extracted(
-                    ids=self.ids,
-                    hidden=self.hidden,
-                    logits=self.logits,
-                    labels=labels,
-                    is_held_out=is_held_out,
-                )
-            case Judge():
-                losses = {peer: cross_entropy(self.answer(f), f.labels) for peer, f in job.features.items()}
-                return Judged(losses=losses)
-            case Learn():
-                self.learn = job
-                everyone = {**job.features, **job.only_answer}
-                logits = {peer: self.answer(f) for peer, f in everyone.items()}
-                return Learned(logits=logits, model=self.weights)
-            case Mix():
-                self.mixed.append(job)
-                return Mixed()
-        raise AssertionError(job)
-
-    def answer(self, features: Any) -> np.ndarray:
-        hidden = features.values() if isinstance(features, Samples) else hidden_of(features)
-        return log_softmax(5 * hidden[:, :K])
-
-
-def sites(hubs: list[PeerId] = HUBS, last: int | None = None, **options: Any) -> tuple[Sites, Any]:
-    chosen = ExchangeOptions(kind="hub", share_features=True, **options)
-    models = {peer: Model(i) for i, peer in enumerate([*hubs, *EDGES])}
-    network = Sites(
-        {
-            peer: Site(
-                exchange=HubExchange(options=chosen, expected=EXPECTED, me=peer, run=RUN, last=last),
-                learner=model,
-            )
-            for peer, model in models.items()
-        }
-    )
-    for site in network.sites.values():
-        for hub in hubs:
-            assert isinstance(site.exchange, HubExchange)
-            site.state = site.exchange.announced(site.state, hub, capability())
-    return network, models
-
-
-def capability(model: int = 1, capacity: float = 1.0, split: bytes = SPLIT) -> Capability:
-    return Capability(capacity=capacity, model=bytes([model]) * 32, split=split)
-
-
-def hub_of(edge: PeerId, hubs: list[PeerId] = HUBS) -> PeerId:
-    return rank(edge, RUN, dict.fromkeys(hubs, 1.0))[0]
-
-
-def edges_of(hub: PeerId) -> list[PeerId]:
-    return [edge for edge in EDGES if hub_of(edge) == hub]
 
 
 def test_every_edge_learns_from_its_own_samples_labels_in_the_next_round() -> None:
@@ -305,85 +204,6 @@ def test_an_edge_fetches_only_answers_of_the_hub_it_told(change: dict[str, Any],
     site = network.sites[edge]
     usual: dict[str, Any] = {"sender": HUBS[1], "round": 2, "kind": PacketKind.FEATURES, "size": 100}
     assert site.exchange.verdict(site.state, Heading(**(usual | change))) == reason
-
-
-def test_hubs_of_one_model_and_split_are_a_tier() -> None:
-    hubs = [PeerId(f"h{i}") for i in range(4)]
-    everyone = frozenset(hubs)
-    for tier, expected in (("weights", ("h2",)), ("probe", ("h1", "h2")), ("none", ())):
-        chosen = ExchangeOptions(kind="hub", share_features=True, tier=tier)  # type: ignore[arg-type]
-        exchange = HubExchange(options=chosen, expected=EXPECTED, me=hubs[0], run=RUN)
-        state = exchange.start()
-        for hub, model in zip(hubs, (1, 2, 1, 1), strict=True):
-            state = exchange.announced(state, hub, capability(model, capacity=float(hub != "h3")))
-        state = exchange.begin(state, 0, hears=everyone - {hubs[0]}, tells=everyone - {hubs[0]})
-        assert exchange.partners(state) == expected
-
-
-def test_hubs_begin_a_round_with_the_mean_of_what_they_learned_in_the_last() -> None:
-    network, models = sites()
-    network.round(0)
-    assert not models[HUBS[0]].mixed
-    network.round(1)
-    (job,) = models[HUBS[0]].mixed
-    assert not job.is_adopted
-    np.testing.assert_array_equal(job.models[HUBS[1]], models[HUBS[1]].weights)
-    assert job.models.keys() == {HUBS[1]}
-    assert not any(models[edge].mixed for edge in EDGES)
-
-
-def test_a_hub_waits_for_the_model_of_another_but_not_in_the_last_round() -> None:
-    network, models = sites(last=1)
-    network.cut.add((HUBS[1], HUBS[0]))
-    missed = network.round(0)
-    assert missed[HUBS[0]] == {HUBS[1]}
-    assert missed[HUBS[1]] == frozenset()
-    assert network.round(1) == dict.fromkeys(models, frozenset())
-    assert not models[HUBS[0]].mixed
-    assert len(models[HUBS[1]].mixed) == 1
-
-
-def test_in_the_last_round_an_edge_gets_the_model_of_its_hub() -> None:
-    network, models = sites(last=1)
-    network.round(0)
-    assert network.round(1) == dict.fromkeys(models, frozenset())
-    for edge in EDGES:
-        (job,) = models[edge].mixed
-        assert job.is_adopted
-        np.testing.assert_array_equal(job.models[hub_of(edge)], models[hub_of(edge)].weights)
-
-
-def test_a_model_of_the_last_round_may_come_a_round_early() -> None:
-    network, _ = sites(last=1)
-    network.round(0)
-    edge, hub = network.sites[EDGES[0]], hub_of(EDGES[0])
-    said = Heading(sender=hub, round=1, kind=PacketKind.HUB_MODEL, size=36)
-    assert edge.exchange.verdict(edge.state, said) is None
-
-
-def test_hubs_that_do_not_deliver_keep_their_models() -> None:
-    network, models = sites(last=0, deliver=False)
-    network.round(0)
-    assert not any(models[edge].mixed for edge in EDGES)
-
-
-def test_an_edge_without_a_place_for_it_refuses_a_hub_s_model() -> None:
-    network, models = sites(last=0)
-    small = network.sites[EDGES[0]]
-    assert isinstance(small.exchange, HubExchange)
-    small.exchange = replace(small.exchange, expected=replace(EXPECTED, model_values=0))
-    assert network.round(0) == dict.fromkeys(models, frozenset())
-    assert small.refused == ["kind"]
-
-
-def test_an_edge_waits_for_no_model_of_another_kind_than_its_own() -> None:
-    network, models = sites(last=0)
-    other = network.sites[EDGES[0]]
-    assert isinstance(other.exchange, HubExchange)
-    other.exchange = replace(other.exchange, expected=replace(EXPECTED, model=bytes(32)))
-    assert network.round(0) == dict.fromkeys(models, frozenset())
-    assert other.refused == ["not-accepted"]
-    assert not models[EDGES[0]].mixed
 
 
 @pytest.mark.parametrize("no_hub", [capability(split=bytes(32)), capability(capacity=0.0)])
